@@ -1,0 +1,214 @@
+// What every operation of the kernels interface reads and writes. One struct per operation, passed
+// by name: k.matmul({.a = x, .b = w, .out = y, .trans_b = true}, stream).
+//
+// Legend: T tokens of this rank's micro-batch   C hidden size   V vocabulary
+//         Hq query heads   Hkv key/value heads (Hkv divides Hq)   D head dim   n elements
+// "compute dtype" is f32 or bf16, the same for all tensors of one call that say so. Sums are always
+// accumulated in f32 or wider and rounded once. Tensors are dense row-major (core/tensor.h).
+// Extents of 0 are legal everywhere and compute nothing.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/tensor.h"
+
+namespace farspan {
+
+// What happens to an output that may already hold a gradient.
+enum class GradMode : std::uint8_t { kOverwrite, kAccumulate };
+
+// dst = src, elementwise; dtypes f32 and bf16 may differ (rounded to nearest even). Equal dtypes of
+// any kind are copied bit for bit.
+struct CopyArgs {
+  Tensor src;  // any shape
+  Tensor dst;  // same number of elements
+};
+
+// dst = value (f32, bf16, f64, i32, i64).
+struct FillArgs {
+  Tensor dst;
+  double value = 0;
+};
+
+// out = a + b. out may be a or b. Compute dtype, or all f32.
+struct AddArgs {
+  Tensor a, b, out;
+};
+
+// out (M, N) = op(a) @ op(b), or += with kAccumulate.
+//   a: (M, K), or (K, M) with trans_a.   b: (K, N), or (N, K) with trans_b.
+// a and b: compute dtype. out: compute dtype or f32 (kAccumulate needs f32 out).
+struct MatmulArgs {
+  Tensor a, b, out;
+  bool trans_a = false;
+  bool trans_b = false;
+  GradMode mode = GradMode::kOverwrite;
+};
+
+// y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps). (Zhang & Sennrich 2019, eq. 4.)
+struct RmsNormForwardArgs {
+  Tensor x;       // (T, C) compute
+  Tensor weight;  // (C) compute
+  Tensor y;       // (T, C) compute
+  Tensor rstd;    // (T) f32, written
+  float eps = 1e-5f;
+};
+
+// dx = rstd * (dy * weight - x * rstd^2 * mean(dy * weight * x)); dweight += sum_t dy * x * rstd.
+struct RmsNormBackwardArgs {
+  Tensor x, weight, rstd, dy;
+  Tensor dx;       // (T, C) compute; may be dy
+  Tensor dweight;  // (C) f32, always accumulated, in an order that does not depend on threads
+  GradMode dx_mode = GradMode::kOverwrite;
+};
+
+// cos/sin of position * inv_freq, times attention_scale. Angles are formed in double: exact to f32
+// at position 1,048,575. Computed once per micro-batch and used by every layer.
+struct RopeTableArgs {
+  Tensor positions;  // (T) i32, any integers >= 0
+  Tensor inv_freq;   // (D / 2) f64
+  Tensor cos, sin;   // (T, D / 2) f32
+  double attention_scale = 1.0;
+};
+
+// Rotates pairs (x[j], x[j + D/2]) in place ("rotate_half", as transformers does). `inverse`
+// rotates back (the gradient).
+struct RopeApplyArgs {
+  Tensor x;         // (T, H, D) compute, in place
+  Tensor cos, sin;  // (T, D / 2) f32
+  bool inverse = false;
+};
+
+// out = silu(gate) * up.
+struct SwiGluForwardArgs {
+  Tensor gate, up, out;  // (T, F) compute
+};
+
+struct SwiGluBackwardArgs {
+  Tensor gate, up, dout;  // (T, F) compute
+  Tensor dgate, dup;      // (T, F) compute; may be gate, up or dout
+};
+
+// out[t] = table[ids[t]]. ids outside [0, V) are refused before they get here (data loader).
+struct EmbeddingForwardArgs {
+  Tensor ids;    // (T) i32
+  Tensor table;  // (V, C) compute
+  Tensor out;    // (T, C) compute
+};
+
+// dtable[ids[t]] += dout[t], tokens in ascending t for each row: deterministic.
+struct EmbeddingBackwardArgs {
+  Tensor ids;     // (T) i32
+  Tensor dout;    // (T, C) compute
+  Tensor dtable;  // (V, C) f32, accumulated
+};
+
+// Softmax cross-entropy over one chunk of rows. For rows with label >= 0:
+//   nll = logsumexp(logits) - logits[label];  loss_sum += nll;  valid_count += 1;
+//   dlogits = softmax(logits) - onehot(label)          (gradient of the SUM over tokens)
+// Rows with label < 0 (-100: not scored) give dlogits 0 and nll NaN. The mean is taken once, at the
+// end of the step, by the global count of valid tokens.
+struct CrossEntropyArgs {
+  Tensor logits;       // (N, V) f32
+  Tensor labels;       // (N) i32
+  Tensor dlogits;      // (N, V) compute dtype, or undefined for evaluation; may alias logits if f32
+  Tensor nll;          // (N) f32, or undefined
+  Tensor loss_sum;     // (1) f64, accumulated
+  Tensor valid_count;  // (1) f64, accumulated
+};
+
+// sum (1) f64 = (or +=) sum of squares, in blocks of fixed size and order.
+struct SquaredNormArgs {
+  Tensor x;    // (n) f32
+  Tensor sum;  // (1) f64
+  GradMode mode = GradMode::kAccumulate;
+};
+
+// The optimizer's gate, decided on the device from global (already reduced) sums, the same on every
+// rank. Gradients hold the gradient of the summed loss:
+//   norm = sqrt(sum_squares) / valid_count;  clip = max_norm > 0 ? min(1, max_norm / norm) : 1
+//   grad_scale = clip / valid_count
+// skip = 1, and grad_scale = 0, when loss_sum or sum_squares is not finite or valid_count is 0:
+// then skipped_steps += 1, else applied_steps += 1.
+struct ClipArgs {
+  Tensor sum_squares, loss_sum, valid_count;  // (1) f64
+  double max_norm = 1.0;                      // 0: no clipping
+  Tensor grad_scale;                          // (1) f32, written
+  Tensor grad_norm;                           // (1) f64, written: the norm of the mean's gradient
+  Tensor skip;                                // (1) i32, written
+  Tensor applied_steps, skipped_steps;        // (1) i64, updated
+};
+
+// AdamW with decoupled weight decay (Loshchilov & Hutter 2019), f32 master weights; g = grad *
+// grad_scale; bias correction by applied_steps (already counting this step). Nothing is touched
+// when skip is set. All of master, m, v, grad: (n) f32.
+struct AdamWArgs {
+  Tensor master, m, v, grad;
+  Tensor working;        // (n) bf16 copy for compute, written; undefined when compute is f32
+  Tensor grad_scale;     // (1) f32
+  Tensor skip;           // (1) i32
+  Tensor applied_steps;  // (1) i64
+  float lr = 0, beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f, weight_decay = 0;
+};
+
+// ---- attention ------------------------------------------------------------------------------
+
+// One rectangle of the score matrix: queries [q_begin, q_begin + q_len) of the local Q against keys
+// [k_begin, k_begin + k_len) of the KV block at hand. Within the rectangle both run over
+// consecutive global indices. Element (i, j), counted from the rectangle's corner, has the distance
+//   delta = index(q_begin + i) - index(k_begin + j) = i - j + diagonal
+// and is visible iff   kFull: always;   kCausal: delta >= 0;
+//                      kInverseCausal: delta < window;   kBand: 0 <= delta < window.
+enum class MaskKind : std::uint8_t { kFull, kCausal, kInverseCausal, kBand };
+
+struct AttentionSlice {
+  std::int64_t q_begin = 0, q_len = 0;
+  std::int64_t k_begin = 0, k_len = 0;
+  MaskKind kind = MaskKind::kFull;
+  std::int64_t diagonal = 0;
+  std::int64_t window = 0;  // tokens; used by kInverseCausal and kBand
+  friend bool operator==(const AttentionSlice&, const AttentionSlice&) = default;
+};
+
+// One hop of softmax attention, carrying unnormalised f32 state across calls (Milakov & Gimelshein
+// 2018; Dao 2022): for the rows touched by `slices`, in the order given,
+//   m' = max(m, max s);  l' = l e^(m-m') + sum e^(s-m');  acc' = acc e^(m-m') + sum e^(s-m') v
+// with s = scale * q.k over visible keys. GQA: query head h reads KV head h / (Hq / Hkv).
+// The result does not depend on the number of threads.
+struct AttentionForwardArgs {
+  Tensor q;                 // (Tq, Hq, D) compute
+  Tensor k, v;              // (Tk, Hkv, D) compute
+  Tensor acc;               // (Tq, Hq, D) f32: unnormalised O
+  Tensor row_max, row_sum;  // (Hq, Tq) f32: m and l
+  std::span<const AttentionSlice> slices;
+  float scale = 1.0f;
+  bool first = false;  // state starts empty: acc, row_max, row_sum need not be initialised
+  bool last = false;   // also write out and lse; the state is then undefined
+  Tensor out;          // (Tq, Hq, D) compute; acc / l, or 0 where no key was visible
+  Tensor lse;          // (Hq, Tq) f32; m + ln l, or -inf where no key was visible
+};
+
+// delta = rowsum(dout * out), once per layer.
+struct AttentionDeltaArgs {
+  Tensor out, dout;  // (Tq, Hq, D) compute
+  Tensor delta;      // (Hq, Tq) f32
+};
+
+// One hop of the backward pass from the GLOBAL lse and delta:
+//   P = exp(scale q.k - lse);  dv += P^T dout;  dS = P * (dout v^T - delta);
+//   dq += scale dS k;  dk += scale dS^T q        (dk, dv summed over the query heads of a group)
+// A row with lse = -inf has P = 0. Accumulates in f32 in a fixed order: bitwise repeatable,
+// whatever the number of threads.
+struct AttentionBackwardArgs {
+  Tensor q;           // (Tq, Hq, D) compute
+  Tensor k, v;        // (Tk, Hkv, D) compute
+  Tensor dout;        // (Tq, Hq, D) compute
+  Tensor lse, delta;  // (Hq, Tq) f32
+  Tensor dq;          // (Tq, Hq, D) f32, accumulated
+  Tensor dk, dv;      // (Tk, Hkv, D) f32, accumulated
+  std::span<const AttentionSlice> slices;
+  float scale = 1.0f;
+};
+
+}  // namespace farspan

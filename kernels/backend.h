@@ -1,0 +1,57 @@
+// A device with its kernels, made by name.
+//
+//   auto backend = make_backend({.kind = DeviceKind::kCpu, .num_threads = 2});
+//   backend->kernels().matmul({...}, backend->stream());
+//
+// A backend belongs to one rank and is used from that rank's thread only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+#include "kernels/kernels.h"
+
+namespace farspan {
+
+// Instruction sets of the CPU's own kernels, best last. kAuto: the best this processor runs.
+enum class CpuIsa : std::uint8_t { kAuto, kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+
+struct BackendOptions {
+  DeviceKind kind = DeviceKind::kCpu;
+  int device_index = 0;
+  int num_threads = 1;             // CPU threads of this rank
+  CpuIsa cpu_isa = CpuIsa::kAuto;  // a test or a user may force a lower one
+};
+
+// What a pass has asked of the kernels (dry backend; others return zeros).
+struct WorkCounters {
+  double matmul_flops = 0;              // 2 M N K
+  double attention_forward_flops = 0;   // 4 D per visible (query head, key) pair
+  double attention_backward_flops = 0;  // 10 D per visible pair
+  double bytes = 0;                     // read and written by all operations
+  std::int64_t calls = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual Device& device() = 0;
+  virtual Kernels& kernels() = 0;
+  virtual Stream& stream() = 0;
+  // One line a person can read: "cpu: avx512_bf16 attention, oneDNN 2.6.3 matmul, 2 threads".
+  virtual std::string description() const = 0;
+  virtual WorkCounters work() const { return {}; }
+  virtual void reset_work() {}
+};
+
+// Throws Error(kUsage) naming what is missing (the CUDA build, a device, an instruction set) and
+// how to get it.
+std::unique_ptr<Backend> make_backend(const BackendOptions& options);
+
+// Kinds that this build contains.
+std::vector<DeviceKind> built_backends();
+
+}  // namespace farspan

@@ -1,0 +1,66 @@
+# add_module and add_farspan_test: the two ways in which code enters the build.
+
+set(FARSPAN_WARNINGS -Wall -Wextra -Wpedantic -Wshadow
+    -Wno-missing-field-initializers)
+
+add_library(farspan_flags INTERFACE)
+target_include_directories(farspan_flags INTERFACE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR})
+target_compile_options(farspan_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${FARSPAN_WARNINGS}>")
+if(FARSPAN_SANITIZE)
+  target_compile_options(farspan_flags INTERFACE
+    "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FARSPAN_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=undefined>")
+  target_link_options(farspan_flags INTERFACE -fsanitize=${FARSPAN_SANITIZE})
+endif()
+
+# add_module(NAME [DEPS module...] [SOURCES file...] [PROTOS file...] [VENDOR target...])
+# A static library farspan_NAME. DEPS are the only modules whose headers it may include;
+# scripts/check_layers.py reads these calls and checks every #include against them.
+function(add_module name)
+  cmake_parse_arguments(M "" "" "DEPS;SOURCES;PROTOS;VENDOR" ${ARGN})
+  list(TRANSFORM M_DEPS PREPEND farspan_)
+  set(target farspan_${name})
+  if(NOT M_SOURCES AND NOT M_PROTOS)
+    add_library(${target} INTERFACE)
+    target_link_libraries(${target} INTERFACE farspan_flags ${M_DEPS} ${M_VENDOR})
+    return()
+  endif()
+  add_library(${target} STATIC ${M_SOURCES})
+  if(M_PROTOS)
+    protobuf_generate(TARGET ${target} LANGUAGE cpp PROTOS ${M_PROTOS}
+      IMPORT_DIRS ${CMAKE_SOURCE_DIR}/src PROTOC_OUT_DIR ${CMAKE_BINARY_DIR}/generated)
+    get_target_property(all_sources ${target} SOURCES)
+    foreach(source ${all_sources})
+      if(source MATCHES "\\.pb\\.cc$")
+        set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-w")
+      endif()
+    endforeach()
+    target_include_directories(${target} SYSTEM PUBLIC ${CMAKE_BINARY_DIR}/generated)
+    target_link_libraries(${target} PUBLIC protobuf::libprotobuf)
+  endif()
+  target_link_libraries(${target} PUBLIC farspan_flags ${M_DEPS} ${M_VENDOR})
+endfunction()
+
+# add_farspan_test(NAME SOURCES file... [DEPS module...] [LABELS label...] [RANKS n...])
+# One GoogleTest program. Without RANKS: gtest_discover_tests, one CTest test per case. With RANKS:
+# one CTest test per n, `mpirun -np n` of the whole program (label mpi).
+function(add_farspan_test name)
+  cmake_parse_arguments(T "" "TIMEOUT" "DEPS;SOURCES;LABELS;RANKS;VENDOR" ${ARGN})
+  list(TRANSFORM T_DEPS PREPEND farspan_)
+  if(NOT T_TIMEOUT)
+    set(T_TIMEOUT 300)
+  endif()
+  add_executable(${name} ${T_SOURCES})
+  target_link_libraries(${name} PRIVATE farspan_flags ${T_DEPS} ${T_VENDOR} GTest::gtest GTest::gmock)
+  target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+  if(T_RANKS)
+    foreach(n ${T_RANKS})
+      add_test(NAME ${name}.np${n} COMMAND ${MPIEXEC_EXECUTABLE} --oversubscribe -np ${n} $<TARGET_FILE:${name}>)
+      set_tests_properties(${name}.np${n} PROPERTIES LABELS "mpi;${T_LABELS}" TIMEOUT ${T_TIMEOUT} PROCESSORS 2
+        ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1")
+    endforeach()
+  else()
+    target_link_libraries(${name} PRIVATE GTest::gtest_main)
+    gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST
+      PROPERTIES LABELS "${T_LABELS}" TIMEOUT ${T_TIMEOUT})
+  endif()
+endfunction()

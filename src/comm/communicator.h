@@ -1,0 +1,128 @@
+// Communication between the ranks of a group. Transports: self, thread (ranks of one process), mpi,
+// nccl, dry (counts only).
+//
+//   Pending p = comm.shift({.send = cur, .recv = next}, stream);   // starts
+//   ... compute ...
+//   p.wait();                                                      // a Pending must be waited on
+//
+// Every rank of the group calls the same operations in the same order. Each operation is one
+// numbered collective: a rank that calls another one, or with another size, is reported by name on
+// every rank (Error kCommunication: "collective 12: rank 0 calls all_reduce of 4096 bytes, rank 1
+// barrier"), not waited for.
+//
+// Reductions add in ascending rank order, in f32 or f64 (bf16 is widened and rounded once), so the
+// result is bitwise equal on every rank, on every run and under every transport for CPU tensors.
+// Buffers must stay untouched until wait(). Not thread-safe: one communicator belongs to one
+// thread; use duplicate() for another thread.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/device.h"
+#include "core/error.h"
+#include "core/tensor.h"
+
+namespace farspan {
+
+enum class ReduceOp : std::uint8_t { kSum, kMax, kMin };
+
+enum class Collective : std::uint8_t {
+  kShift,
+  kExchange,
+  kAllReduce,
+  kAllGather,
+  kReduceScatter,
+  kAllToAll,
+  kBroadcast,
+  kBarrier,
+  kSplit
+};
+inline constexpr int kNumCollectives = 9;
+std::string_view name_of(Collective collective);
+
+// What this rank has sent: payload bytes handed to other ranks (a message to itself counts 0), as
+// the algorithm sends them. all_reduce of n bytes: 2 n (P-1)/P (reduce-scatter, then all-gather).
+struct CommCounters {
+  struct Entry {
+    std::int64_t calls = 0;
+    std::int64_t bytes_sent = 0;
+  };
+  std::array<Entry, kNumCollectives> by_collective{};
+  const Entry& of(Collective c) const { return by_collective[static_cast<std::size_t>(c)]; }
+  std::int64_t total_bytes() const;
+};
+
+// An operation under way. Must be waited on before it is destroyed (checked).
+class Pending {
+ public:
+  Pending() = default;
+  // `finish` blocks until the operation is complete (on a GPU: makes the stream wait for it).
+  explicit Pending(std::function<void()> finish) : finish_(std::move(finish)) {}
+  Pending(Pending&& other) noexcept : finish_(std::exchange(other.finish_, nullptr)) {}
+  Pending& operator=(Pending&& other) noexcept;
+  ~Pending();
+
+  void wait();
+  bool active() const { return finish_ != nullptr; }
+
+ private:
+  std::function<void()> finish_;
+};
+
+struct Message {
+  int peer = 0;
+  Tensor buffer;
+};
+
+struct ShiftArgs {
+  Tensor send, recv;  // may differ in size; peers' sizes must match
+  int offset = 1;     // to rank + offset, from rank - offset, modulo P
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual std::string_view transport() const = 0;  // "self", "thread", "mpi", "nccl", "dry"
+
+  // Grouped point-to-point: all sends and receives proceed together, in any order, any sizes
+  // (empty buffers are not sent). At most one message per ordered pair of ranks and call; a message
+  // to oneself is copied. Called by every rank of the group, also with nothing to send.
+  virtual Pending exchange(std::span<const Message> sends, std::span<const Message> recvs,
+                           Stream& stream) = 0;
+  virtual Pending shift(const ShiftArgs& args, Stream& stream) = 0;
+  // In place. f32, f64, bf16, i32, i64.
+  virtual Pending all_reduce(Tensor buffer, ReduceOp op, Stream& stream) = 0;
+  // out = concatenation of every rank's `in` by rank; equal sizes.
+  virtual Pending all_gather(Tensor in, Tensor out, Stream& stream) = 0;
+  // out = this rank's block of the sum; in has P equal blocks.
+  virtual Pending reduce_scatter(Tensor in, Tensor out, ReduceOp op, Stream& stream) = 0;
+  // in and out have P equal blocks; block j of in goes to rank j.
+  virtual Pending all_to_all(Tensor in, Tensor out, Stream& stream) = 0;
+  virtual Pending broadcast(Tensor buffer, int root, Stream& stream) = 0;
+  virtual void barrier() = 0;
+
+  // Ranks with equal `color` form a group, ordered by (key, rank). Collective.
+  virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
+  std::unique_ptr<Communicator> duplicate() { return split(0, rank()); }
+
+  // Tears the whole job down from an error on this rank, so that no other rank waits for ever.
+  // MPI: ends every process with `code`. Thread ranks: every pending or later call on any of the
+  // job's communicators throws Error(kCommunication).
+  virtual void abort(ExitCode code, std::string_view reason) noexcept = 0;
+
+  virtual CommCounters counters() const = 0;
+  virtual void reset_counters() = 0;
+  // The last operation begun, for the watchdog: "all_reduce #1234, 4096 bytes". Thread-safe.
+  virtual std::string last_operation() const = 0;
+};
+
+}  // namespace farspan

@@ -1,0 +1,41 @@
+// How ranks come to be.
+//
+//   run_local_ranks(4, [](Communicator& world) { ... });       // ranks as threads of this process
+//   MpiSession mpi(argc, argv); mpi.world()                    // ranks as processes
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "comm/communicator.h"
+
+namespace farspan {
+
+std::unique_ptr<Communicator> make_self_communicator();
+
+// A world of `size` ranks seen from `rank` that moves nothing and counts bytes (dry runs).
+std::unique_ptr<Communicator> make_dry_communicator(int rank, int size);
+
+// Runs `body` on `size` threads, one rank each, and returns when all have ended. If bodies throw,
+// the job is aborted and the first error that is not a consequence of that abort is rethrown.
+void run_local_ranks(int size, const std::function<void(Communicator& world)>& body);
+
+// The MPI library, initialised (MPI_THREAD_MULTIPLE) for the lifetime of this object. A program has
+// at most one. If the process was not started by mpirun, size() is 1.
+class MpiSession {
+ public:
+  MpiSession(int* argc, char*** argv);
+  ~MpiSession();
+  MpiSession(const MpiSession&) = delete;
+  MpiSession& operator=(const MpiSession&) = delete;
+  Communicator& world();
+  // Ranks on this machine, and this rank's place among them (for thread counts and GPU choice).
+  int local_size() const;
+  int local_rank() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace farspan

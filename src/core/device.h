@@ -1,0 +1,66 @@
+// Memory and queues of one device. `cpu` and `dry` live here; `cuda` in kernels/cuda.
+//
+// The dry device hands out addresses without memory behind them (PROT_NONE): code that reads a
+// device value on the host faults at once, which is how the trainer's step is kept free of such
+// reads.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+
+#include "core/tensor.h"
+
+namespace farspan {
+
+// Move-only owner of device memory.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(std::byte* data, std::size_t bytes, DeviceId device,
+         std::function<void(std::byte*, std::size_t)> release);
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer();
+
+  std::byte* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+  DeviceId device() const { return device_; }
+  // The whole buffer as a tensor; CHECKs that it is large enough.
+  Tensor tensor(DType dtype, Shape shape) const;
+
+ private:
+  void reset();
+
+  std::byte* data_ = nullptr;
+  std::size_t bytes_ = 0;
+  DeviceId device_{};
+  std::function<void(std::byte*, std::size_t)> release_;
+};
+
+// An ordered queue of device work. On the CPU work runs at once and the queue is empty.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  virtual void synchronize() {}
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual DeviceId id() const = 0;
+  // Zero-filled on first use is not promised. Throws Error(kExhausted) when memory runs out.
+  virtual Buffer allocate(std::size_t bytes) = 0;
+  // Host memory that this device copies to and from fast (pinned for CUDA).
+  virtual Buffer allocate_host(std::size_t bytes) = 0;
+  // Copies between any two of host and this device, ordered on `stream`.
+  virtual void copy(std::byte* dst, const std::byte* src, std::size_t bytes, Stream& stream) = 0;
+  virtual std::unique_ptr<Stream> make_stream() = 0;
+};
+
+std::unique_ptr<Device> make_cpu_device();
+std::unique_ptr<Device> make_dry_device();
+
+}  // namespace farspan
