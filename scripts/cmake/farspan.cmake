@@ -26,13 +26,19 @@ function(add_module name)
   endif()
   add_library(${target} STATIC ${M_SOURCES})
   if(M_PROTOS)
-    protobuf_generate(TARGET ${target} LANGUAGE cpp PROTOS ${M_PROTOS}
-      IMPORT_DIRS ${CMAKE_SOURCE_DIR}/src PROTOC_OUT_DIR ${CMAKE_BINARY_DIR}/generated)
-    get_target_property(all_sources ${target} SOURCES)
-    foreach(source ${all_sources})
-      if(source MATCHES "\\.pb\\.cc$")
-        set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-w")
-      endif()
+    # Not protobuf_generate: CMake's own (FindProtobuf) drops the folder of the output, so that
+    # #include "config/run_config.pb.h" would not be found.
+    file(RELATIVE_PATH folder ${CMAKE_SOURCE_DIR}/src ${CMAKE_CURRENT_SOURCE_DIR})
+    foreach(proto ${M_PROTOS})
+      get_filename_component(stem ${proto} NAME_WE)
+      set(generated ${CMAKE_BINARY_DIR}/generated/${folder}/${stem}.pb)
+      add_custom_command(OUTPUT ${generated}.cc ${generated}.h
+        COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/generated
+        COMMAND protobuf::protoc --proto_path=${CMAKE_SOURCE_DIR}/src
+                --cpp_out=${CMAKE_BINARY_DIR}/generated ${CMAKE_CURRENT_SOURCE_DIR}/${proto}
+        DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${proto} VERBATIM)
+      target_sources(${target} PRIVATE ${generated}.cc ${generated}.h)
+      set_source_files_properties(${generated}.cc PROPERTIES COMPILE_OPTIONS "-w")
     endforeach()
     target_include_directories(${target} SYSTEM PUBLIC ${CMAKE_BINARY_DIR}/generated)
     target_link_libraries(${target} PUBLIC protobuf::libprotobuf)
