@@ -1,0 +1,25 @@
+// Readers as a resolved configuration describes them.
+//
+//   SampleReader train = open_training_data(config, TokenStore::Verify::kHash);
+//   std::optional<EvaluationReader> held_out = open_validation_data(config, ...);
+//
+// Verifying hashes reads each file once: one rank per machine is enough, the others may pass kSize.
+#pragma once
+
+#include <optional>
+
+#include "config/run_config.pb.h"
+#include "data/sampler.h"
+
+namespace farspan {
+
+// data.train with weights, seed, data.documents, positions.reset_per_document, model.vocab_size.
+// Throws Error(kBadData) for a store that does not verify or does not fit the model's vocabulary,
+// Error(kUsage) for a packing that is not built.
+SampleReader open_training_data(const config::RunConfig& config, TokenStore::Verify verify);
+
+// data.validation; nullopt when the configuration names none.
+std::optional<EvaluationReader> open_validation_data(const config::RunConfig& config,
+                                                     TokenStore::Verify verify);
+
+}  // namespace farspan
