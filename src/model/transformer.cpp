@@ -1,0 +1,100 @@
+#include "model/transformer.h"
+
+#include <utility>
+
+namespace farspan {
+
+Transformer::Transformer(const config::Model& model, DType compute, ParameterStore& parameters,
+                         const Attention& attention)
+    : config_(model), compute_(compute), table_(make_position_table(model)) {
+  const Shape matrix{model.vocab_size(), model.hidden_size()};
+  const ParameterInit init{.deviation = model.initializer_range()};
+  embedding_ = &parameters.add("model.embed_tokens.weight", matrix, init);
+  blocks_.reserve(static_cast<std::size_t>(model.num_hidden_layers()));
+  for (int layer = 0; layer < model.num_hidden_layers(); ++layer)
+    blocks_.emplace_back(model, layer, parameters, attention);
+  Parameter& gain = parameters.add("model.norm.weight", {model.hidden_size()}, {.ones = true});
+  Parameter& head =
+      model.tie_word_embeddings() ? *embedding_ : parameters.add("lm_head.weight", matrix, init);
+  head_ = std::make_unique<LossHead>(gain, head, static_cast<float>(model.rms_norm_eps()));
+}
+
+void Transformer::allocate(Arena& arena, Backend& backend) {
+  const auto n = static_cast<std::int64_t>(table_.inv_freq.size());
+  inv_freq_ = arena.take(DType::kF64, {n}, "rope.inv_freq");
+  backend.device().copy(inv_freq_.data, reinterpret_cast<const std::byte*>(table_.inv_freq.data()),
+                        inv_freq_.bytes(), backend.stream());
+  backend.stream().synchronize();
+}
+
+RopeTables Transformer::rope_tables(const TokenTensors& batch, Arena& arena,
+                                    const StepContext& ctx) const {
+  const Shape shape{batch.tokens.shape[0], inv_freq_.shape[0]};
+  const RopeTables rope{.cos = arena.take(DType::kF32, shape, "rope.cos"),
+                        .sin = arena.take(DType::kF32, shape, "rope.sin")};
+  ctx.kernels().rope_table({.positions = batch.positions,
+                            .inv_freq = inv_freq_,
+                            .cos = rope.cos,
+                            .sin = rope.sin,
+                            .attention_scale = table_.attention_scale},
+                           ctx.stream());
+  return rope;
+}
+
+void Transformer::forward_backward(const TokenTensors& batch, const LossSums& sums,
+                                   const RecomputePolicy& policy, const StepContext& ctx) const {
+  auto saved_scope = ctx.saved.scope();
+  auto scratch_scope = ctx.scratch.scope();
+  const Shape stream{batch.tokens.shape[0], config_.hidden_size()};
+  const RopeTables rope = rope_tables(batch, ctx.saved, ctx);
+  Tensor x = ctx.saved.take(compute_, stream, "block.input");
+  ctx.kernels().embedding_forward({.ids = batch.tokens, .table = embedding_->working, .out = x},
+                                  ctx.stream());
+  std::vector<Block::Saved> saved;
+  saved.reserve(blocks_.size());
+  for (const Block& block : blocks_) {
+    const Tensor out = ctx.saved.take(compute_, stream, "block.input");
+    auto section = ctx.trace.section("forward.blocks");
+    saved.push_back(block.forward(x, out, rope, policy, ctx));
+    x = out;
+  }
+  const Tensor grad = ctx.scratch.take(compute_, stream, "block.grad");
+  {
+    auto section = ctx.trace.section("loss_head");
+    head_->forward_backward(x, batch.labels, grad, sums, ctx);
+  }
+  for (std::size_t i = blocks_.size(); i-- > 0;) {
+    auto section = ctx.trace.section("backward.blocks");
+    blocks_[i].backward(saved[i], grad, rope, ctx);
+  }
+  ctx.kernels().embedding_backward({.ids = batch.tokens, .dout = grad, .dtable = embedding_->grad},
+                                   ctx.stream());
+}
+
+Tensor Transformer::forward_hidden(const TokenTensors& batch, const StepContext& ctx) const {
+  const Shape stream{batch.tokens.shape[0], config_.hidden_size()};
+  const RopeTables rope = rope_tables(batch, ctx.scratch, ctx);
+  Tensor x = ctx.scratch.take(compute_, stream, "block.input");
+  Tensor out = ctx.scratch.take(compute_, stream, "block.input");
+  ctx.kernels().embedding_forward({.ids = batch.tokens, .table = embedding_->working, .out = x},
+                                  ctx.stream());
+  for (const Block& block : blocks_) {
+    block.forward(x, out, rope, RecomputePolicy::forward_only(), ctx);
+    std::swap(x, out);
+  }
+  return x;
+}
+
+void Transformer::forward(const TokenTensors& batch, const LossSums& sums, Tensor nll,
+                          const StepContext& ctx) const {
+  auto scope = ctx.scratch.scope();
+  head_->forward(forward_hidden(batch, ctx), batch.labels, sums, nll, ctx);
+}
+
+void Transformer::logits(const TokenTensors& batch, std::int64_t row, Tensor logits,
+                         const StepContext& ctx) const {
+  auto scope = ctx.scratch.scope();
+  head_->logits(forward_hidden(batch, ctx).rows(row, 1), logits, ctx);
+}
+
+}  // namespace farspan

@@ -1,0 +1,57 @@
+// A decoder-only language model of the Llama family over this rank's tokens.
+//
+//   ParameterStore parameters;
+//   Transformer model(config.model(), parameters, *attention);
+//   parameters.allocate(...);
+//   model.forward_backward(batch, sums, policy, ctx);   // adds to gradients and sums
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "model/block.h"
+#include "model/loss_head.h"
+#include "model/position.h"
+
+namespace farspan {
+
+// One micro-batch's local tokens on the device.
+struct TokenTensors {
+  Tensor tokens;     // (T) i32
+  Tensor labels;     // (T) i32, shifted; -100 = not scored
+  Tensor positions;  // (T) i32
+};
+
+class Transformer {
+ public:
+  // Adds its parameters to `parameters`, which must outlive it, as must `attention`.
+  Transformer(const config::Model& model, DType compute, ParameterStore& parameters,
+              const Attention& attention);
+
+  // Device copy of the rotary frequencies; from an arena that lives as long as the model.
+  void allocate(Arena& arena, Backend& backend);
+
+  void forward_backward(const TokenTensors& batch, const LossSums& sums,
+                        const RecomputePolicy& policy, const StepContext& ctx) const;
+  // Loss without gradients; nothing is kept. nll (T) f32, written when defined.
+  void forward(const TokenTensors& batch, const LossSums& sums, Tensor nll,
+               const StepContext& ctx) const;
+  // f32 logits (1, V) of the token in local row `row` (one rank, generation).
+  void logits(const TokenTensors& batch, std::int64_t row, Tensor logits,
+              const StepContext& ctx) const;
+
+ private:
+  RopeTables rope_tables(const TokenTensors& batch, Arena& arena, const StepContext& ctx) const;
+  // The residual stream after the last layer; from ctx.scratch, keeping nothing else.
+  Tensor forward_hidden(const TokenTensors& batch, const StepContext& ctx) const;
+
+  config::Model config_;
+  DType compute_;
+  PositionTable table_;
+  Tensor inv_freq_;  // (D / 2) f64
+  Parameter* embedding_;
+  std::vector<Block> blocks_;
+  std::unique_ptr<LossHead> head_;
+};
+
+}  // namespace farspan

@@ -1,0 +1,23 @@
+// Ring attention (Liu, Zaharia, Abbeel 2023) over zigzag or any other layout.
+//
+// Forward: keys and values travel rank -> rank + 1; softmax state stays f32 from the first hop to
+// the last (partials are never rounded). Backward: keys and values travel again; each rank's
+// partial dK, dV for a block follow it one hop behind, and the last user of a row sends its sum
+// straight to the owner, who adds its own part. Transfers run while the kernels compute; what is
+// left exposed is traced as "attention.exposed". Hops, slices and additions have a fixed order: a
+// rerun is bitwise equal.
+#pragma once
+
+#include "parallel/attention.h"
+
+namespace farspan {
+
+class RingAttention final : public Attention {
+ public:
+  void forward(const AttentionInputs& in, Tensor out, Tensor lse,
+               const StepContext& ctx) const override;
+  void backward(const AttentionInputs& in, Tensor out, Tensor lse, Tensor dout,
+                const AttentionGradients& grads, const StepContext& ctx) const override;
+};
+
+}  // namespace farspan
