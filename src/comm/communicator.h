@@ -86,6 +86,12 @@ struct ShiftArgs {
   int offset = 1;     // to rank + offset, from rank - offset, modulo P
 };
 
+// A rank's place after a split: see Communicator::split.
+struct SplitPlace {
+  int color = 0;
+  int key = 0;
+};
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -110,9 +116,19 @@ class Communicator {
   virtual Pending broadcast(Tensor buffer, int root, Stream& stream) = 0;
   virtual void barrier() = 0;
 
-  // Ranks with equal `color` form a group, ordered by (key, rank). Collective.
+  // Ranks with equal `color` form a group, ordered by (key, rank). Collective. Not on dry, which
+  // cannot know the other ranks' colors (checked): use split_by there.
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
-  std::unique_ptr<Communicator> duplicate() { return split(0, rank()); }
+  // The same from a pure function that gives every rank's place, as a mesh knows it. Collective.
+  // Works on every transport, dry included.
+  virtual std::unique_ptr<Communicator> split_by(const std::function<SplitPlace(int rank)>& place) {
+    const SplitPlace mine = place(rank());
+    return split(mine.color, mine.key);
+  }
+  // The same group for another thread, or for operations of another order. Collective.
+  std::unique_ptr<Communicator> duplicate() {
+    return split_by([](int r) { return SplitPlace{.color = 0, .key = r}; });
+  }
 
   // Tears the whole job down from an error on this rank, so that no other rank waits for ever.
   // MPI: ends every process with `code`. Thread ranks: every pending or later call on any of the
