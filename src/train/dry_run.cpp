@@ -1,0 +1,94 @@
+#include "train/dry_run.h"
+
+#include "comm/factory.h"
+
+namespace farspan {
+namespace {
+
+std::string human_bytes(double bytes) {
+  for (const char* unit : {"B", "KiB", "MiB", "GiB"}) {
+    if (bytes < 1024 || std::string_view(unit) == "GiB")
+      return fmt::format("{:.1f} {}", bytes, unit);
+    bytes /= 1024;
+  }
+  return {};
+}
+
+}  // namespace
+
+DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
+  const auto backend = make_backend({.kind = DeviceKind::kDry});
+  const auto world = make_dry_communicator(rank, num_ranks);
+  const Mesh mesh(*world, static_cast<int>(config.parallel().data()),
+                  static_cast<int>(config.parallel().context()));
+  Trace trace;
+  Engine engine(config, *backend, mesh, ArenaSizes{}, trace);
+
+  const config::Train& train = config.train();
+  const auto layout =
+      SequenceLayout::make(layout_kind(config.parallel().layout()), train.micro_batch(),
+                           train.sequence_length(), mesh.context_size());
+  const MicroBatch micro =
+      shard(blank_batch(train.micro_batch(), train.sequence_length()), layout, mesh.context_rank());
+
+  DryRunReport report;
+  report.rank = rank;
+  report.parameters = engine.parameters().num_elements();
+  report.local_tokens = static_cast<std::int64_t>(micro.tokens.size());
+  report.micro_batches = train.batch_tokens() /
+                         (train.sequence_length() * train.micro_batch() * config.parallel().data());
+  backend->reset_work();
+  world->reset_counters();
+  const CommCounters context_before = mesh.context().counters();
+  const std::vector<MicroBatch> micro_batches(static_cast<std::size_t>(report.micro_batches),
+                                              micro);
+  engine.train_step(micro_batches, 0, false);
+  report.step_work = backend->work();
+  report.step_comm = world->counters();
+  const CommCounters context_after = mesh.context().counters();
+  for (std::size_t i = 0; i < report.step_comm.by_collective.size(); ++i) {
+    auto& sum = report.step_comm.by_collective[i];
+    sum.calls += context_after.by_collective[i].calls - context_before.by_collective[i].calls;
+    sum.bytes_sent +=
+        context_after.by_collective[i].bytes_sent - context_before.by_collective[i].bytes_sent;
+  }
+  engine.evaluate(micro);
+
+  for (const Arena* arena : engine.arenas())
+    report.arenas.push_back({arena->name(), arena->high_water(), arena->peak_items()});
+  const auto bytes = [&](std::size_t i) { return report.arenas[i].bytes; };
+  report.sizes = {.weights = bytes(0),
+                  .gradients = bytes(1),
+                  .optimizer = bytes(2),
+                  .activations = bytes(3),
+                  .scratch = bytes(4),
+                  .batch = bytes(5)};
+  return report;
+}
+
+std::string to_text(const DryRunReport& report, const config::RunConfig& config) {
+  std::string out = fmt::format(
+      "rank {}: {} of memory for {:.2f}M parameters, {} tokens per micro-batch, {} micro-batches "
+      "per step\n",
+      report.rank, human_bytes(static_cast<double>(report.total_bytes())),
+      static_cast<double>(report.parameters) / 1e6, report.local_tokens, report.micro_batches);
+  for (const auto& arena : report.arenas) {
+    out +=
+        fmt::format("  {:<12} {:>12}  ", arena.name, human_bytes(static_cast<double>(arena.bytes)));
+    for (std::size_t i = 0; i < std::min<std::size_t>(arena.items.size(), 4); ++i)
+      out += fmt::format("{}{} {}", i == 0 ? "" : ", ", arena.items[i].name,
+                         human_bytes(static_cast<double>(arena.items[i].bytes)));
+    out += "\n";
+  }
+  const WorkCounters& work = report.step_work;
+  out += fmt::format(
+      "  work/step    {:.3g} TFLOP matmul, {:.3g} TFLOP attention forward, {:.3g} backward "
+      "(executed, recompute: {})\n",
+      work.matmul_flops / 1e12, work.attention_forward_flops / 1e12,
+      work.attention_backward_flops / 1e12, config.train().recompute());
+  out += fmt::format("  sent/step    {}\n",
+                     human_bytes(static_cast<double>(report.step_comm.total_bytes())));
+  return out;
+}
+
+}  // namespace farspan

@@ -1,0 +1,39 @@
+// What a run will need, from the trainer itself run on the dry backend: nothing is estimated by a
+// formula that could drift from the code.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "config/run_config.pb.h"
+#include "train/engine.h"
+
+namespace farspan {
+
+struct DryRunReport {
+  struct ArenaUse {
+    std::string name;
+    std::size_t bytes = 0;           // high-water mark
+    std::vector<Arena::Item> items;  // what was in use at that mark, largest first
+  };
+  int rank = 0;
+  std::vector<ArenaUse> arenas;
+  ArenaSizes sizes;
+  WorkCounters step_work;  // of one optimizer step, executed (recomputation included)
+  CommCounters step_comm;  // bytes that this rank sends in one optimizer step
+  std::int64_t parameters = 0;
+  std::int64_t local_tokens = 0;   // per micro-batch
+  std::int64_t micro_batches = 0;  // per optimizer step
+
+  std::size_t total_bytes() const { return sizes.total(); }
+};
+
+// One optimizer step and one evaluation pass of `rank` of `num_ranks`. Every sequence is taken as
+// one document, which needs the most.
+DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks);
+
+// The report as a table for people.
+std::string to_text(const DryRunReport& report, const config::RunConfig& config);
+
+}  // namespace farspan

@@ -1,0 +1,141 @@
+#include "train/engine.h"
+
+#include <array>
+
+namespace farspan {
+namespace {
+
+std::vector<OptimizerParameter> optimizer_parameters(ParameterStore& store) {
+  std::vector<OptimizerParameter> out;
+  for (Parameter& p : store.parameters())
+    out.push_back({.master = p.master,
+                   .working = p.working,
+                   .grad = p.grad,
+                   .m = p.m,
+                   .v = p.v,
+                   .decays = p.decays});
+  return out;
+}
+
+}  // namespace
+
+DType compute_dtype(const config::RunConfig& config) {
+  return config.train().precision() == "fp32" ? DType::kF32 : DType::kBF16;
+}
+
+Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& mesh,
+               const ArenaSizes& sizes, Trace& trace)
+    : backend_(backend),
+      mesh_(mesh),
+      trace_(trace),
+      compute_(compute_dtype(config)),
+      policy_(RecomputePolicy::from(config.train().recompute())),
+      seed_(config.seed()),
+      weights_(backend.device(), sizes.weights, "weights"),
+      gradients_(backend.device(), sizes.gradients, "gradients"),
+      optimizer_states_(backend.device(), sizes.optimizer, "optimizer"),
+      activations_(backend.device(), sizes.activations, "activations"),
+      scratch_(backend.device(), sizes.scratch, "scratch"),
+      batch_(backend.device(), sizes.batch, "batch"),
+      attention_(make_attention(config.parallel().attention())),
+      model_(config.model(), compute_, parameters_, *attention_) {
+  parameters_.allocate({weights_, gradients_, &optimizer_states_}, compute_);
+  model_.allocate(weights_, backend_);
+  optimizer_ = std::make_unique<AdamW>(config.optimizer(), optimizer_parameters(parameters_));
+  optimizer_->allocate(batch_, backend_);
+  sums_ = batch_.take(DType::kF64, {kNumSums}, "step.sums");
+  eval_sums_ = batch_.take(DType::kF64, {2}, "evaluation.sums");
+  backend_.kernels().fill({.dst = eval_sums_, .value = 0}, backend_.stream());
+}
+
+void Engine::initialize() { parameters_.initialize(seed_, backend_); }
+
+StepContext Engine::context(const AttentionPlan& plan) const {
+  return {.backend = backend_,
+          .saved = activations_,
+          .scratch = scratch_,
+          .context = mesh_.context(),
+          .plan = plan,
+          .trace = trace_};
+}
+
+TokenTensors Engine::upload(const MicroBatch& micro_batch) {
+  const auto put = [&](const std::vector<std::int32_t>& host, std::string_view name) {
+    const Tensor t = batch_.take(DType::kI32, {static_cast<std::int64_t>(host.size())}, name);
+    backend_.device().copy(t.data, reinterpret_cast<const std::byte*>(host.data()), t.bytes(),
+                           backend_.stream());
+    return t;
+  };
+  return {.tokens = put(micro_batch.tokens, "batch.tokens"),
+          .labels = put(micro_batch.labels, "batch.labels"),
+          .positions = put(micro_batch.positions, "batch.positions")};
+}
+
+void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr, bool stop_requested) {
+  Kernels& k = backend_.kernels();
+  Stream& stream = backend_.stream();
+  double pairs = 0;
+  for (const MicroBatch& m : micro_batches) pairs += m.visible_pairs;
+  // Each context rank brings its share, so that the sum over the world counts a sequence once.
+  pairs /= mesh_.context_size();
+  k.fill({.dst = parameters_.flat_gradients(), .value = 0}, stream);
+  k.fill({.dst = sums_, .value = 0}, stream);
+  k.fill({.dst = sum(kPairs), .value = pairs}, stream);
+  k.fill({.dst = sum(kStop), .value = stop_requested ? 1.0 : 0.0}, stream);
+
+  const LossSums losses{.loss_sum = sum(kLoss), .valid_count = sum(kValid)};
+  for (const MicroBatch& m : micro_batches) {
+    auto scope = batch_.scope();
+    model_.forward_backward(upload(m), losses, policy_, context(m.plan));
+  }
+  {
+    auto section = trace_.section("gradients.all_reduce");
+    mesh_.world().all_reduce(sums_, ReduceOp::kSum, stream).wait();
+    mesh_.world().all_reduce(parameters_.flat_gradients(), ReduceOp::kSum, stream).wait();
+  }
+  auto section = trace_.section("optimizer");
+  optimizer_->step(lr, losses.loss_sum, losses.valid_count, parameters_.flat_gradients(), backend_);
+}
+
+void Engine::read(Tensor device, void* host) const {
+  backend_.device().copy(static_cast<std::byte*>(host), device.data, device.bytes(),
+                         backend_.stream());
+}
+
+StepResult Engine::read_step() {
+  std::array<double, kNumSums> sums{};
+  StepResult r;
+  const OptimizerScalars& scalars = optimizer_->scalars();
+  read(sums_, sums.data());
+  read(scalars.grad_norm, &r.grad_norm);
+  read(scalars.applied_steps, &r.applied_steps);
+  read(scalars.skipped_steps, &r.skipped_steps);
+  backend_.stream().synchronize();
+  r.loss_sum = sums[kLoss];
+  r.valid_tokens = sums[kValid];
+  r.visible_pairs = sums[kPairs];
+  r.stop_requested = sums[kStop] > 0;
+  return r;
+}
+
+void Engine::evaluate(const MicroBatch& micro_batch) {
+  auto scope = batch_.scope();
+  model_.forward(upload(micro_batch),
+                 {.loss_sum = eval_sums_.rows(0, 1), .valid_count = eval_sums_.rows(1, 1)}, {},
+                 context(micro_batch.plan));
+}
+
+EvalResult Engine::read_evaluation() {
+  std::array<double, 2> sums{};
+  mesh_.world().all_reduce(eval_sums_, ReduceOp::kSum, backend_.stream()).wait();
+  read(eval_sums_, sums.data());
+  backend_.stream().synchronize();
+  backend_.kernels().fill({.dst = eval_sums_, .value = 0}, backend_.stream());
+  return {.loss_sum = sums[0], .valid_tokens = sums[1]};
+}
+
+std::vector<const Arena*> Engine::arenas() const {
+  return {&weights_, &gradients_, &optimizer_states_, &activations_, &scratch_, &batch_};
+}
+
+}  // namespace farspan

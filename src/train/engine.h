@@ -1,0 +1,109 @@
+// One rank's model, optimizer and memory, and the two things done with them: an optimizer step and
+// an evaluation pass. The engine runs unchanged on the dry backend, which is how its memory is
+// known before it is allocated (train/dry_run.h).
+//
+//   Engine engine(config, backend, mesh, sizes, trace);
+//   engine.initialize();
+//   engine.train_step(micro_batches, lr, stop_requested);
+//   StepResult r = engine.read_step();
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "config/run_config.pb.h"
+#include "model/transformer.h"
+#include "optim/adamw.h"
+#include "parallel/mesh.h"
+#include "train/micro_batch.h"
+
+namespace farspan {
+
+// Capacities of an engine's arenas, bytes.
+struct ArenaSizes {
+  std::size_t weights = kDryCapacity;      // f32 masters and the compute copy
+  std::size_t gradients = kDryCapacity;    // f32
+  std::size_t optimizer = kDryCapacity;    // f32 moments
+  std::size_t activations = kDryCapacity;  // kept from forward to backward
+  std::size_t scratch = kDryCapacity;      // temporaries, transfer buffers
+  std::size_t batch = kDryCapacity;        // tokens and device scalars
+
+  std::size_t total() const {
+    return weights + gradients + optimizer + activations + scratch + batch;
+  }
+};
+
+// Sums of one optimizer step over all ranks, read back to the host.
+struct StepResult {
+  double loss_sum = 0;  // nats
+  double valid_tokens = 0;
+  double visible_pairs = 0;     // attention area of the step
+  bool stop_requested = false;  // by any rank
+  double grad_norm = 0;
+  std::int64_t applied_steps = 0, skipped_steps = 0;  // since the start of the run
+  double loss() const { return loss_sum / valid_tokens; }
+};
+
+struct EvalResult {
+  double loss_sum = 0;
+  double valid_tokens = 0;
+  double loss() const { return loss_sum / valid_tokens; }
+};
+
+class Engine {
+ public:
+  // Everything referred to must outlive the engine. Throws Error(kExhausted) when memory runs out.
+  Engine(const config::RunConfig& config, Backend& backend, const Mesh& mesh,
+         const ArenaSizes& sizes, Trace& trace);
+
+  // Weights from the configuration's seed, moments zero, counters zero.
+  void initialize();
+
+  // One optimizer step over this rank's micro-batches. Collective over the world. Reads nothing
+  // back.
+  void train_step(std::span<const MicroBatch> micro_batches, double lr, bool stop_requested);
+  StepResult read_step();
+
+  // Adds a micro-batch's loss to the evaluation sums. Collective over the context ranks.
+  void evaluate(const MicroBatch& micro_batch);
+  // The sums over all ranks, and back to zero. Collective over the world.
+  EvalResult read_evaluation();
+
+  ParameterStore& parameters() { return parameters_; }
+  const Transformer& model() const { return model_; }
+  AdamW& optimizer() { return *optimizer_; }
+  Backend& backend() { return backend_; }
+  DType compute() const { return compute_; }
+  std::vector<const Arena*> arenas() const;
+
+ private:
+  // (kNumSums) f64 on the device: what a step sums over ranks besides gradients.
+  enum Sum : std::int64_t { kLoss, kValid, kPairs, kStop, kNumSums };
+  Tensor sum(Sum which) const { return sums_.rows(which, 1); }
+
+  StepContext context(const AttentionPlan& plan) const;
+  TokenTensors upload(const MicroBatch& micro_batch);
+  void read(Tensor device, void* host) const;
+
+  Backend& backend_;
+  const Mesh& mesh_;
+  Trace& trace_;
+  DType compute_;
+  RecomputePolicy policy_;
+  std::uint64_t seed_;
+  mutable Arena weights_, gradients_, optimizer_states_, activations_, scratch_, batch_;
+  std::unique_ptr<Attention> attention_;
+  ParameterStore parameters_;
+  Transformer model_;
+  std::unique_ptr<AdamW> optimizer_;
+  Tensor sums_;       // (kNumSums) f64
+  Tensor eval_sums_;  // (2) f64: loss, valid
+};
+
+// bf16 or fp32, from train.precision.
+DType compute_dtype(const config::RunConfig& config);
+
+}  // namespace farspan
