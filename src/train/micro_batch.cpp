@@ -18,7 +18,9 @@ MicroBatch shard(const Batch& batch, const SequenceLayout& layout, int context_r
 }
 
 Batch blank_batch(std::int64_t sequences, std::int64_t sequence_length) {
-  Batch batch{.sequences = sequences, .sequence_length = sequence_length};
+  Batch batch;
+  batch.sequences = sequences;
+  batch.sequence_length = sequence_length;
   const auto n = static_cast<std::size_t>(batch.num_tokens());
   batch.tokens.assign(n, 0);
   batch.labels.assign(n, 0);

@@ -1,0 +1,129 @@
+#include "train/generate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "comm/factory.h"
+#include "core/rng.h"
+#include "train/engine.h"
+#include "train/micro_batch.h"
+
+namespace farspan {
+namespace {
+
+// Runs logits() over a window of fixed length: causality makes what lies after `row` irrelevant.
+class Window {
+ public:
+  Window(const Transformer& model, Backend& backend, std::int64_t vocab, std::int64_t length,
+         std::size_t scratch_bytes)
+      : model_(model),
+        backend_(backend),
+        comm_(make_self_communicator()),
+        scratch_(backend.device(), scratch_bytes, "generate"),
+        micro_(shard(blank_batch(1, length),
+                     SequenceLayout::make(LayoutKind::kContiguous, 1, length, 1), 0)),
+        tokens_(scratch_.take(DType::kI32, {length}, "tokens")),
+        positions_(scratch_.take(DType::kI32, {length}, "positions")),
+        logits_(scratch_.take(DType::kF32, {1, vocab}, "logits")) {
+    put(positions_, micro_.positions);
+  }
+
+  void run(const std::vector<std::int32_t>& tokens, std::int64_t row) {
+    put(tokens_, tokens);
+    const StepContext ctx{.backend = backend_,
+                          .saved = scratch_,
+                          .scratch = scratch_,
+                          .context = *comm_,
+                          .plan = micro_.plan,
+                          .trace = trace_};
+    model_.logits({.tokens = tokens_, .labels = {}, .positions = positions_}, row, logits_, ctx);
+  }
+
+  std::vector<float> logits() {
+    std::vector<float> host(static_cast<std::size_t>(logits_.numel()));
+    backend_.device().copy(reinterpret_cast<std::byte*>(host.data()), logits_.data, logits_.bytes(),
+                           backend_.stream());
+    backend_.stream().synchronize();
+    return host;
+  }
+
+  std::size_t high_water() const { return scratch_.high_water(); }
+
+ private:
+  void put(Tensor device, const std::vector<std::int32_t>& host) {
+    backend_.device().copy(device.data, reinterpret_cast<const std::byte*>(host.data()),
+                           device.bytes(), backend_.stream());
+  }
+
+  const Transformer& model_;
+  Backend& backend_;
+  std::unique_ptr<Communicator> comm_;
+  Trace trace_;
+  Arena scratch_;
+  MicroBatch micro_;
+  Tensor tokens_, positions_, logits_;
+};
+
+std::size_t scratch_bytes(const config::RunConfig& config, std::int64_t length) {
+  const auto backend = make_backend({.kind = DeviceKind::kDry});
+  Arena weights(backend->device(), kDryCapacity, "weights");
+  Arena gradients(backend->device(), kDryCapacity, "gradients");
+  const auto attention = make_attention("ring");
+  ParameterStore parameters;
+  Transformer model(config.model(), compute_dtype(config), parameters, *attention);
+  parameters.allocate({weights, gradients, nullptr}, compute_dtype(config));
+  model.allocate(weights, *backend);
+  Window window(model, *backend, config.model().vocab_size(), length, kDryCapacity);
+  window.run(std::vector<std::int32_t>(static_cast<std::size_t>(length)), length - 1);
+  return window.high_water();
+}
+
+}  // namespace
+
+std::int32_t sample_token(std::span<const float> logits, double temperature, double top_p,
+                          double uniform) {
+  const auto best = std::max_element(logits.begin(), logits.end());
+  if (temperature <= 0) return static_cast<std::int32_t>(best - logits.begin());
+  std::vector<double> p(logits.size());
+  for (std::size_t i = 0; i < p.size(); ++i)
+    p[i] = std::exp((static_cast<double>(logits[i]) - static_cast<double>(*best)) / temperature);
+  std::vector<std::size_t> order(p.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return p[a] > p[b]; });
+  const double total = std::accumulate(p.begin(), p.end(), 0.0);
+  std::size_t kept = 0;
+  double mass = 0;
+  while (kept < order.size() && (kept == 0 || mass < top_p * total)) mass += p[order[kept++]];
+  double left = uniform * mass;
+  for (std::size_t i = 0; i < kept; ++i) {
+    left -= p[order[i]];
+    if (left < 0) return static_cast<std::int32_t>(order[i]);
+  }
+  return static_cast<std::int32_t>(order[kept - 1]);
+}
+
+std::vector<std::int32_t> generate(const config::RunConfig& config, const Transformer& model,
+                                   Backend& backend, std::span<const std::int32_t> prompt,
+                                   const GenerateOptions& options) {
+  FARSPAN_CHECK(!prompt.empty());
+  const auto start = static_cast<std::int64_t>(prompt.size());
+  const std::int64_t length = start + options.max_new_tokens;
+  Window window(model, backend, config.model().vocab_size(), length, scratch_bytes(config, length));
+  std::vector<std::int32_t> tokens(prompt.begin(), prompt.end());
+  tokens.resize(static_cast<std::size_t>(length), 0);
+  const CounterRng rng(options.seed, stream_id("generate"));
+  std::vector<std::int32_t> out;
+  for (std::int64_t t = start; t < length; ++t) {
+    window.run(tokens, t - 1);
+    const std::int32_t next = sample_token(window.logits(), options.temperature, options.top_p,
+                                           rng.uniform(static_cast<std::uint64_t>(t)));
+    if (next == options.stop_token) break;
+    tokens[static_cast<std::size_t>(t)] = next;
+    out.push_back(next);
+  }
+  return out;
+}
+
+}  // namespace farspan
