@@ -11,11 +11,16 @@ namespace farspan {
 struct Log::Impl {
   std::shared_ptr<spdlog::logger> logger;
   std::string prefix;
+  bool console = false;
+  bool quiet = false;
+  std::function<void()> before_console;
 };
 
 Log::Log(LogOptions options) : impl_(std::make_unique<Impl>()) {
   impl_->logger = std::make_shared<spdlog::logger>("farspan");
   impl_->prefix = options.prefix.empty() ? "" : "[" + options.prefix + "] ";
+  impl_->console = options.console;
+  impl_->quiet = options.quiet;
   if (options.console) {
     auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
     sink->set_pattern("%^%v%$");
@@ -46,8 +51,12 @@ void Log::write(Level level, std::string_view message) {
                  : level == Level::kWarn ? spdlog::level::warn
                                          : spdlog::level::err;
   const char* tag = level == Level::kWarn ? "warning: " : level == Level::kError ? "error: " : "";
+  if (impl_->before_console && impl_->console && !(impl_->quiet && level == Level::kInfo))
+    impl_->before_console();
   impl_->logger->log(l, "{}{}{}", impl_->prefix, tag, message);
 }
+
+void Log::before_console(std::function<void()> clear) { impl_->before_console = std::move(clear); }
 
 void Log::flush() { impl_->logger->flush(); }
 

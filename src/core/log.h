@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -45,6 +46,10 @@ class Log {
     write(Level::kError, fmt::format(format, std::forward<Args>(args)...));
   }
   void flush();
+  // Called before each message that the console shows: whoever owns a line there (a progress bar)
+  // clears it. An empty function ends that. The caller sees to it that no other thread logs
+  // meanwhile.
+  void before_console(std::function<void()> clear);
 
  private:
   enum class Level { kInfo, kWarn, kError };

@@ -32,13 +32,23 @@ std::string gnuplot_string(std::string_view text) {
   return out + '"';
 }
 
+// The same for text in enhanced mode, where _ ^ { } @ & ~ would be markup.
+std::string literal(std::string_view text) {
+  std::string out;
+  for (char c : text) {
+    if (std::string_view("_^{}@&~\\").find(c) != std::string_view::npos) out += '\\';
+    out += c;
+  }
+  const std::string twice = gnuplot_string(out);
+  return twice.substr(1, twice.size() - 2);
+}
+
 void put_title(std::string& out, const std::string& title, const std::string& subtitle) {
   if (title.empty() && subtitle.empty()) return;
-  // Two lines in one gnuplot title: the join must stay an escape, so it is put in after quoting.
-  std::string text = gnuplot_string(title);
-  if (!subtitle.empty())
-    text = text.substr(0, text.size() - 1) + "\\n" + gnuplot_string(subtitle).substr(1);
-  out += fmt::format("set title {} noenhanced\n", text);
+  out += "set title \"";
+  if (!title.empty()) out += fmt::format("{{/:Bold {}}}", literal(title));
+  if (!subtitle.empty()) out += fmt::format("\\n{{/*0.85 {}}}", literal(subtitle));
+  out += "\"\n";
 }
 
 // Binary lengths: 512, 2k, 1M.
@@ -49,17 +59,38 @@ std::string binary_label(double value) {
   return fmt::format("{:g}", value);
 }
 
-std::string binary_ticks(const LinePlot& plot) {
-  double low = std::numeric_limits<double>::infinity(), high = 0;
+bool drawable(double value, bool logarithmic) {
+  return std::isfinite(value) && (!logarithmic || value > 0);
+}
+
+struct Range {
+  double low = std::numeric_limits<double>::infinity();
+  double high = -std::numeric_limits<double>::infinity();
+  bool empty() const { return low > high; }
+  void include(double value) {
+    low = std::min(low, value);
+    high = std::max(high, value);
+  }
+};
+
+struct Extent {
+  Range x, y;
+};
+
+Extent extent_of(const LinePlot& plot) {
+  Extent out;
   for (const Series& series : plot.series)
-    for (double x : series.x)
-      if (std::isfinite(x) && x > 0) {
-        low = std::min(low, x);
-        high = std::max(high, x);
+    for (std::size_t i = 0; i < series.x.size(); ++i)
+      if (drawable(series.x[i], plot.log_x) && drawable(series.y[i], plot.log_y)) {
+        out.x.include(series.x[i]);
+        out.y.include(series.y[i]);
       }
-  if (high == 0) return {};
-  const int first = static_cast<int>(std::floor(std::log2(low)));
-  const int last = static_cast<int>(std::ceil(std::log2(high)));
+  return out;
+}
+
+std::string binary_ticks(const Range& x) {
+  const int first = static_cast<int>(std::floor(std::log2(x.low)));
+  const int last = static_cast<int>(std::ceil(std::log2(x.high)));
   const int stride = std::max(1, (last - first) / 10);
   std::string ticks;
   for (int e = first; e <= last; e += stride)
@@ -68,32 +99,43 @@ std::string binary_ticks(const LinePlot& plot) {
   return fmt::format("set xtics ({}) nomirror\n", ticks);
 }
 
-// 12345678 rather than 1.23457e+07 while it is legible; powers of ten on long log axes.
-void put_axes(std::string& out, const LinePlot& plot) {
+// The y axis with a little air around the data. Set here rather than by gnuplot, because a second
+// scale needs the same edges.
+Range padded_y(const LinePlot& plot, Range y) {
+  if (y.empty()) y = {.low = 1, .high = 2};
+  if (plot.log_y) {
+    const double air = std::max(std::pow(y.high / y.low, 0.04), 1.02);
+    y = {.low = y.low / air, .high = y.high * air};
+  } else {
+    const double span = y.high - y.low;
+    const double air = span > 0 ? 0.04 * span : std::max(0.05 * std::abs(y.high), 1e-3);
+    y = {.low = y.low - air, .high = y.high + air};
+  }
+  return {.low = plot.y_min.value_or(y.low), .high = plot.y_max.value_or(y.high)};
+}
+
+void put_axes(std::string& out, const LinePlot& plot, const Extent& extent) {
   out += fmt::format("set xlabel {} noenhanced\n", gnuplot_string(plot.x_label));
   out += fmt::format("set ylabel {} noenhanced offset -0.5,0\n", gnuplot_string(plot.y_label));
   out += "set format x '%.7g'\nset format y '%.6g'\n";
   if (plot.log_x) out += plot.binary_x ? "set logscale x 2\n" : "set logscale x 10\n";
   if (plot.log_y) out += "set logscale y 10\nset mytics 10\n";
-  out += "set grid xtics ytics mxtics mytics lc rgb '#DDDDDD' lw 1, lc rgb '#F0F0F0' lw 1\n";
-  if (plot.log_x && plot.binary_x) out += binary_ticks(plot);
-  const auto bound = [](const std::optional<double>& v) {
-    return v ? fmt::format("{:.17g}", *v) : std::string("*");
-  };
-  out += fmt::format("set yrange [{}:{}]\n", bound(plot.y_min), bound(plot.y_max));
+  out += "set grid xtics ytics mytics lt 1 lc rgb '#D8D8D8' lw 1, lt 1 lc rgb '#EEEEEE' lw 1\n";
+  if (plot.binary_x && !extent.x.empty()) out += binary_ticks(extent.x);
+  const Range y = padded_y(plot, extent.y);
+  FARSPAN_CHECK(y.low < y.high, "y from {} to {}", y.low, y.high);
+  out += fmt::format("set yrange [{:.17g}:{:.17g}]\n", y.low, y.high);
   if (plot.right_label.empty()) {
     out += "set border 3\n";
     return;
   }
   FARSPAN_CHECK(plot.right_factor > 0, "right_factor {}", plot.right_factor);
   out += fmt::format(
-      "set border 11\nset link y2 via y*{0:.17g} inverse y/{0:.17g}\nset y2tics nomirror\n"
-      "set format y2 '%.6g'\nset y2label {1} noenhanced\n",
-      plot.right_factor, gnuplot_string(plot.right_label));
-}
-
-bool drawable(double value, bool logarithmic) {
-  return std::isfinite(value) && (!logarithmic || value > 0);
+      "set border 11\n{}set y2range [{:.17g}:{:.17g}]\nset y2tics nomirror textcolor rgb "
+      "'#333333'\n"
+      "set format y2 '%.6g'\nset y2label {} noenhanced\n",
+      plot.log_y ? "set logscale y2 10\n" : "", y.low * plot.right_factor,
+      y.high * plot.right_factor, gnuplot_string(plot.right_label));
 }
 
 std::string style_of(const Series& series, std::size_t place) {
@@ -120,20 +162,47 @@ constexpr std::string_view kCommon =
     "set encoding utf8\nset tics nomirror out scale 0.6\nset border lc rgb '#555555'\n"
     "set xtics textcolor rgb '#333333'\nset ytics textcolor rgb '#333333'\n";
 
-void put_heat_axes(std::string& out, const HeatMap& map) {
-  const double x0 = map.x_begin.value_or(0);
-  const double x1 = map.x_end.value_or(static_cast<double>(map.columns));
-  const double y0 = map.y_begin.value_or(0);
-  const double y1 = map.y_end.value_or(static_cast<double>(map.rows));
-  FARSPAN_CHECK(x1 > x0 && y1 > y0, "x [{}, {}], y [{}, {}]", x0, x1, y0, y1);
+constexpr std::int64_t kSharpCells = 320;
+
+// The outer edges of a heat map's axis: as the caller says, else so that cell i is centred on i.
+struct Edges {
+  double begin, end;
+  double cell(std::int64_t cells) const { return (end - begin) / static_cast<double>(cells); }
+};
+
+Edges edges_of(const std::optional<double>& begin, const std::optional<double>& end,
+               std::int64_t cells) {
+  FARSPAN_CHECK(begin.has_value() == end.has_value(), "one edge without the other");
+  if (!begin) return {.begin = -0.5, .end = static_cast<double>(cells) - 0.5};
+  FARSPAN_CHECK(*end > *begin, "edges {} and {}", *begin, *end);
+  return {.begin = *begin, .end = *end};
+}
+
+// Axes that count tokens run in powers of two: 0 512 1k 1.5k. Others: gnuplot's choice, on whole
+// numbers where cells are counted.
+std::string heat_ticks(char axis, const Edges& edges, bool counted, std::int64_t cells) {
+  constexpr double kTick = 1024;
+  const double span = edges.end - edges.begin;
+  if (counted) return cells <= 32 ? fmt::format("set {}tics 1\n", axis) : std::string();
+  if (std::fmod(edges.begin, kTick) != 0 || std::fmod(span, kTick) != 0) return {};
+  std::string ticks;
+  for (int i = 0; i <= 8; ++i) {
+    const double at = edges.begin + span * i / 8;
+    ticks += fmt::format("{}\"{}\" {:.17g}", i == 0 ? "" : ", ", binary_label(at), at);
+  }
+  return fmt::format("set {}tics ({})\n", axis, ticks);
+}
+
+void put_heat_axes(std::string& out, const HeatMap& map, const Edges& x, const Edges& y) {
   put_title(out, map.title, map.subtitle);
   out += fmt::format("set xlabel {} noenhanced\nset ylabel {} noenhanced\n",
                      gnuplot_string(map.x_label), gnuplot_string(map.y_label));
   out += "set format x '%.7g'\nset format y '%.7g'\n";
-  out += fmt::format("set xrange [{:.17g}:{:.17g}]\n", x0, x1);
-  out += map.first_row_on_top ? fmt::format("set yrange [{:.17g}:{:.17g}]\n", y1, y0)
-                              : fmt::format("set yrange [{:.17g}:{:.17g}]\n", y0, y1);
-  // Rounded outwards only when the caller's edges are round numbers themselves: no slack.
+  out += heat_ticks('x', x, !map.x_begin, map.columns);
+  out += heat_ticks('y', y, !map.y_begin, map.rows);
+  out += fmt::format("set xrange [{:.17g}:{:.17g}]\n", x.begin, x.end);
+  out += map.first_row_on_top ? fmt::format("set yrange [{:.17g}:{:.17g}]\n", y.end, y.begin)
+                              : fmt::format("set yrange [{:.17g}:{:.17g}]\n", y.begin, y.end);
   out += "unset key\nset tics front\n";
 }
 
@@ -149,12 +218,16 @@ void put_palette(std::string& out, const HeatMap& map) {
   const std::size_t n = map.categories.size();
   FARSPAN_CHECK(n <= kPalette.size(), "{} categories, at most {}", n, kPalette.size());
   std::string colors, ticks;
+  std::size_t longest = 0;
   for (std::size_t i = 0; i < n; ++i) {
     // Two stops a category make a step instead of a ramp.
     colors +=
         fmt::format("{}{} '#{}', {} '#{}'", i == 0 ? "" : ", ", i, kPalette[i], i + 1, kPalette[i]);
     ticks += fmt::format("{}{} {}", i == 0 ? "" : ", ", gnuplot_string(map.categories[i]), i);
+    longest = std::max(longest, map.categories[i].size());
   }
+  // gnuplot leaves room for numbers only.
+  out += fmt::format("set rmargin {}\n", std::max<std::size_t>(longest, 7) - 3);
   out += fmt::format("set palette maxcolors {} defined ({})\n", n, colors);
   out += fmt::format("set cbrange [-0.5:{}]\nset cbtics ({}) scale 0 noenhanced\n",
                      static_cast<double>(n) - 0.5, ticks);
@@ -213,12 +286,12 @@ std::string gnuplot_script(const LinePlot& plot) {
     legend = legend || !series.name.empty();
   }
   put_title(out, plot.title, plot.subtitle);
-  put_axes(out, plot);
+  put_axes(out, plot, extent_of(plot));
   out += legend ? "set key top right opaque box lc rgb '#DDDDDD' width 1 height 0.4 samplen 2.5\n"
                 : "unset key\n";
   if (curves.empty()) {
     // gnuplot refuses an empty plot; an honest empty frame beats an error at the end of a run.
-    out += "set label 1 'no data' at graph 0.5,0.5 center\nset xrange [1:10]\nset yrange [1:10]\n";
+    out += "set label 1 'no data' at graph 0.5,0.5 center\nset xrange [1:10]\n";
     curves = "1/0 notitle";
   }
   return out + "plot " + curves + "\n";
@@ -229,31 +302,31 @@ std::string gnuplot_script(const HeatMap& map) {
   FARSPAN_CHECK(static_cast<std::int64_t>(map.values.size()) == map.rows * map.columns,
                 "{} values for {} x {}", map.values.size(), map.rows, map.columns);
   std::string out(kCommon);
+  // Viewers of SVG smooth an embedded bitmap when they enlarge it; repeated cells keep edges sharp.
+  const std::int64_t across = (kSharpCells + map.columns - 1) / map.columns;
+  const std::int64_t down = (kSharpCells + map.rows - 1) / map.rows;
   out += "$m << END_OF_MATRIX\n";
   for (std::int64_t r = 0; r < map.rows; ++r) {
+    std::string line;
     for (std::int64_t c = 0; c < map.columns; ++c) {
       const double v = map.values[static_cast<std::size_t>(r * map.columns + c)];
-      if (std::isfinite(v))
-        fmt::format_to(std::back_inserter(out), "{:.9g} ", v);
-      else
-        out += "NaN ";
+      const std::string text = std::isfinite(v) ? fmt::format("{:.9g} ", v) : "NaN ";
+      for (std::int64_t i = 0; i < across; ++i) line += text;
     }
-    out += '\n';
+    line += '\n';
+    for (std::int64_t i = 0; i < down; ++i) out += line;
   }
   out += "END_OF_MATRIX\n";
-  put_heat_axes(out, map);
+  const Edges x = edges_of(map.x_begin, map.x_end, map.columns);
+  const Edges y = edges_of(map.y_begin, map.y_end, map.rows);
+  put_heat_axes(out, map, x, y);
   put_palette(out, map);
-  const double x0 = map.x_begin.value_or(0);
-  const double y0 = map.y_begin.value_or(0);
-  const double dx = (map.x_end.value_or(static_cast<double>(map.columns)) - x0) /
-                    static_cast<double>(map.columns);
-  const double dy =
-      (map.y_end.value_or(static_cast<double>(map.rows)) - y0) / static_cast<double>(map.rows);
-  // `pixels`: rectangles instead of an embedded bitmap, sharp at any zoom. Cell centres.
+  const double dx = x.cell(map.columns * across), dy = y.cell(map.rows * down);
+  // `image` places cell centres.
   return out + fmt::format(
                    "plot $m matrix using ({:.17g}+($1+0.5)*{:.17g}):({:.17g}+($2+0.5)*"
-                   "{:.17g}):3 with image pixels\n",
-                   x0, dx, y0, dy);
+                   "{:.17g}):3 with image\n",
+                   x.begin, dx, y.begin, dy);
 }
 
 void render(const LinePlot& plot, const std::filesystem::path& path, const RenderOptions& options) {

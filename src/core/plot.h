@@ -62,7 +62,8 @@ struct HeatMap {
   std::vector<double> values{};  // rows x columns, row by row
   std::string value_label{};     // beside the colour scale
   std::vector<std::string> categories{};
-  // What the outer edges stand for on the axes; default 0 .. columns and 0 .. rows.
+  // What the outer edges stand for, both or neither of an axis: 0 and 4096 tokens. Without them the
+  // axis counts cells from 0.
   std::optional<double> x_begin{}, x_end{}, y_begin{}, y_end{};
   bool first_row_on_top = true;  // as a matrix is written
   std::string subtitle{};
