@@ -9,24 +9,50 @@
 namespace farspan {
 
 struct ValidateOptions {
-  int num_ranks = 1;
+  int num_ranks = 1;  // 0: natural_ranks() (check_config and load_resolved only)
   bool need_files =
       true;  // absent data or device is an error (train), not a note (config, dry run)
 };
 
-// Fills what follows from other keys and the number of ranks: output_dir, num_key_value_heads,
-// head_dim, betas, parallel.data and parallel.context when auto, batch_tokens, micro_batch when
-// auto, train.steps from train.tokens, layout/attention auto. After it no field that the trainer
-// reads is unset or auto. Values that cannot be resolved are left for validate() to report.
+// Fills what other keys and the number of ranks imply. After it no field that the trainer reads is
+// unset or auto; the origin of each filled key reads "implied: ...". What cannot be resolved is
+// left for validate() to report. The rules, in their order:
+//
+//   output_dir                  runs/<name>
+//   model.num_key_value_heads   num_attention_heads
+//   model.head_dim              hidden_size / num_attention_heads, where that is whole
+//   optimizer.betas             [0.9, 0.95]
+//   parallel.context auto       ranks / parallel.data; both auto: all ranks share each sequence
+//   parallel.data auto          ranks / parallel.context
+//   parallel.attention auto     ring
+//   parallel.layout auto        zigzag (causal work in balance; the same as contiguous on one rank)
+//   parallel.ulysses auto       1 (no all-to-all ranks in a ring)
+//   parallel.attention_kernel auto   own
+//   train.batch_tokens          one sequence per data rank
+//   train.micro_batch auto      the largest divisor of the sequences per data rank whose tokens are
+//                               at most max(sequence_length, 8192 * parallel.context)
+//   train.steps                 train.tokens / batch_tokens, rounded up; train.tokens is then unset
+//   schedule.warmup, .decay     a share of train.steps in whole steps: nearest, at least 1
 void resolve(LoadedConfig& loaded, const ValidateOptions& options);
+
+// Ranks that the mesh asks for by itself: data x context, auto counting 1. What `config` and dry
+// runs use when no number of ranks is given.
+int natural_ranks(const RunConfig& config);
 
 // Every issue of a resolved configuration: head counts that do not divide, a mesh that does not fit
 // the ranks, batch_tokens not a multiple, features that this build does not have, missing files...
 std::vector<Issue> validate(const LoadedConfig& loaded, const ValidateOptions& options);
 
-// load_config + resolve + validate; throws ConfigError with all issues (notes excluded).
+// load_config + resolve + validate; throws ConfigError with all issues of all three (less what only
+// follows from an earlier one) when one of them is not a note.
 LoadedConfig load_resolved(const std::filesystem::path& path,
                            std::span<const std::string> overrides, const ValidateOptions& options);
+
+// The same without the throw, for `farspan config`: the resolved configuration, every issue and
+// every note. num_ranks 0: natural_ranks(). Throws Error(kUsage) only when the file cannot be read.
+LoadResult check_config(const std::filesystem::path& path, std::span<const std::string> overrides,
+                        const ValidateOptions& options);
+LoadResult check_config(LoadResult read, const ValidateOptions& options);
 
 // Keys (dotted, with both values) in which two resolved configurations differ and that must not
 // change when a run is resumed: model shape, data, seed, batch and sequence length, precision,

@@ -1,0 +1,174 @@
+// Implied values: one function per rule's group, in the order of validate.h.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "config/validate.h"
+
+namespace farspan {
+namespace {
+
+class Resolver {
+ public:
+  Resolver(LoadedConfig& loaded, std::int64_t ranks)
+      : config_(loaded.config), origins_(loaded.origins), ranks_(ranks) {}
+
+  void run() {
+    resolve_names();
+    resolve_model();
+    resolve_mesh();
+    resolve_parallel();
+    resolve_batch();
+    resolve_steps();
+    resolve_schedule();
+  }
+
+ private:
+  template <typename... Args>
+  void implied(const char* key, fmt::format_string<Args...> format, Args&&... args) {
+    origins_[key] = "implied: " + fmt::format(format, std::forward<Args>(args)...);
+  }
+
+  void resolve_names() {
+    if (config_.has_output_dir()) return;
+    config_.set_output_dir("runs/" + config_.name());
+    implied("output_dir", "runs/<name>");
+  }
+
+  void resolve_model() {
+    config::Model& model = *config_.mutable_model();
+    const std::int64_t heads = model.num_attention_heads();
+    if (!model.has_num_key_value_heads() && heads > 0) {
+      model.set_num_key_value_heads(heads);
+      implied("model.num_key_value_heads", "num_attention_heads");
+    }
+    if (!model.has_head_dim() && heads > 0 && model.hidden_size() > 0 &&
+        model.hidden_size() % heads == 0) {
+      model.set_head_dim(model.hidden_size() / heads);
+      implied("model.head_dim", "hidden_size / num_attention_heads");
+    }
+    config::Optimizer& optimizer = *config_.mutable_optimizer();
+    if (optimizer.betas().empty()) {
+      optimizer.add_betas(0.9);
+      optimizer.add_betas(0.95);
+      implied("optimizer.betas", "the usual pair");
+    }
+  }
+
+  void resolve_mesh() {
+    config::Parallel& parallel = *config_.mutable_parallel();
+    if (parallel.data() == 0 && parallel.context() == 0) {
+      parallel.set_context(ranks_);
+      implied("parallel.context", "all {} ranks share each sequence", ranks_);
+    } else if (parallel.context() == 0 && ranks_ % parallel.data() == 0) {
+      parallel.set_context(ranks_ / parallel.data());
+      implied("parallel.context", "{} ranks / parallel.data", ranks_);
+    }
+    if (parallel.data() == 0 && parallel.context() > 0 && ranks_ % parallel.context() == 0) {
+      parallel.set_data(ranks_ / parallel.context());
+      implied("parallel.data", "{} ranks / parallel.context", ranks_);
+    }
+  }
+
+  void resolve_parallel() {
+    config::Parallel& parallel = *config_.mutable_parallel();
+    if (parallel.attention() == "auto") {
+      parallel.set_attention("ring");
+      implied("parallel.attention", "ring");
+    }
+    if (parallel.layout() == "auto") {
+      parallel.set_layout("zigzag");
+      implied("parallel.layout", "causal work in balance");
+    }
+    if (parallel.ulysses() == 0 && parallel.attention() == "ring") {
+      parallel.set_ulysses(1);
+      implied("parallel.ulysses", "a ring has no all-to-all ranks");
+    }
+    if (parallel.attention_kernel() == "auto") {
+      parallel.set_attention_kernel("own");
+      implied("parallel.attention_kernel", "the only one built");
+    }
+  }
+
+  void resolve_batch() {
+    config::Train& train = *config_.mutable_train();
+    const config::Parallel& parallel = config_.parallel();
+    const std::int64_t length = train.sequence_length();
+    if (length < 1 || parallel.data() < 1 || parallel.context() < 1) return;
+    const std::int64_t unit = length * parallel.data();  // both below 2^31: ranges of the schema
+    if (!train.has_batch_tokens()) {
+      train.set_batch_tokens(unit);
+      implied("train.batch_tokens", "one sequence per data rank");
+    }
+    if (train.micro_batch() != 0 || train.batch_tokens() < unit || train.batch_tokens() % unit != 0)
+      return;
+    const std::int64_t sequences = train.batch_tokens() / unit;
+    const std::int64_t tokens = std::max(length, kTokensPerRank * parallel.context());
+    train.set_micro_batch(largest_divisor(sequences, tokens / length));
+    implied("train.micro_batch", "largest divisor of {} sequences within {} tokens", sequences,
+            tokens);
+  }
+
+  void resolve_steps() {
+    config::Train& train = *config_.mutable_train();
+    if (train.has_steps() || !train.has_tokens() || train.batch_tokens() < 1) return;
+    const std::int64_t tokens = train.tokens(), batch = train.batch_tokens();
+    train.set_steps(tokens / batch + (tokens % batch != 0 ? 1 : 0));
+    train.clear_tokens();
+    implied("train.steps", "train.tokens {} / {} per step, rounded up", tokens, batch);
+    implied("train.tokens", "became train.steps");
+  }
+
+  void resolve_schedule() {
+    const std::int64_t steps = config_.train().steps();
+    config::Schedule& schedule = *config_.mutable_schedule();
+    const auto whole = [&](double share) {
+      return std::max(1.0, std::round(share * static_cast<double>(steps)));
+    };
+    const auto is_share = [&](double value) { return value > 0 && value < 1 && steps > 0; };
+    if (is_share(schedule.warmup())) {
+      implied("schedule.warmup", "{:g}% of {} steps", schedule.warmup() * 100, steps);
+      schedule.set_warmup(whole(schedule.warmup()));
+    }
+    if (is_share(schedule.decay())) {
+      implied("schedule.decay", "{:g}% of {} steps", schedule.decay() * 100, steps);
+      schedule.set_decay(whole(schedule.decay()));
+    }
+  }
+
+  // Tokens a rank takes in one pass without being asked for more: enough to keep matmuls busy.
+  static constexpr std::int64_t kTokensPerRank = 8192;
+
+  // The largest divisor of n that is at most `limit` (at least 1).
+  static std::int64_t largest_divisor(std::int64_t n, std::int64_t limit) {
+    std::int64_t best = 1;
+    for (std::int64_t low = 1; low * low <= n && low <= kMostDivisors; ++low) {
+      if (n % low != 0) continue;
+      if (low <= limit) best = std::max(best, low);
+      if (n / low <= limit) best = std::max(best, n / low);
+    }
+    return best;
+  }
+  static constexpr std::int64_t kMostDivisors = std::int64_t{1} << 26;  // sqrt(batch_tokens' limit)
+
+  RunConfig& config_;
+  std::map<std::string, std::string>& origins_;
+  std::int64_t ranks_;
+};
+
+}  // namespace
+
+void resolve(LoadedConfig& loaded, const ValidateOptions& options) {
+  FARSPAN_CHECK(options.num_ranks >= 1, "{} ranks", options.num_ranks);
+  Resolver(loaded, options.num_ranks).run();
+}
+
+int natural_ranks(const RunConfig& config) {
+  constexpr std::int64_t kMost = 1 << 20;
+  const std::int64_t data = std::max<std::int64_t>(config.parallel().data(), 1);
+  const std::int64_t context = std::max<std::int64_t>(config.parallel().context(), 1);
+  return static_cast<int>(std::min(std::min(data, kMost) * std::min(context, kMost), kMost));
+}
+
+}  // namespace farspan
