@@ -6,6 +6,8 @@
 #include <set>
 #include <vector>
 
+#include "core/error.h"
+
 namespace farspan {
 namespace {
 
