@@ -42,7 +42,7 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
   const CommCounters context_before = mesh.context().counters();
   const std::vector<MicroBatch> micro_batches(static_cast<std::size_t>(report.micro_batches),
                                               micro);
-  engine.train_step(micro_batches, 0, false);
+  engine.train_step(micro_batches, 0, {});
   report.step_work = backend->work();
   report.step_comm = world->counters();
   const CommCounters context_after = mesh.context().counters();

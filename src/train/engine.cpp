@@ -71,7 +71,8 @@ TokenTensors Engine::upload(const MicroBatch& micro_batch) {
           .positions = put(micro_batch.positions, "batch.positions")};
 }
 
-void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr, bool stop_requested) {
+void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
+                        const HostFlags& flags) {
   Kernels& k = backend_.kernels();
   Stream& stream = backend_.stream();
   double pairs = 0;
@@ -81,7 +82,8 @@ void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr, bo
   k.fill({.dst = parameters_.flat_gradients(), .value = 0}, stream);
   k.fill({.dst = sums_, .value = 0}, stream);
   k.fill({.dst = sum(kPairs), .value = pairs}, stream);
-  k.fill({.dst = sum(kStop), .value = stop_requested ? 1.0 : 0.0}, stream);
+  k.fill({.dst = sum(kStop), .value = flags.stop_requested ? 1.0 : 0.0}, stream);
+  k.fill({.dst = sum(kSaveFailed), .value = flags.save_failed ? 1.0 : 0.0}, stream);
 
   const LossSums losses{.loss_sum = sum(kLoss), .valid_count = sum(kValid)};
   for (const MicroBatch& m : micro_batches) {
@@ -114,7 +116,7 @@ StepResult Engine::read_step() {
   r.loss_sum = sums[kLoss];
   r.valid_tokens = sums[kValid];
   r.visible_pairs = sums[kPairs];
-  r.stop_requested = sums[kStop] > 0;
+  r.flags = {.stop_requested = sums[kStop] > 0, .save_failed = sums[kSaveFailed] > 0};
   return r;
 }
 

@@ -4,7 +4,7 @@
 //
 //   Engine engine(config, backend, mesh, sizes, trace);
 //   engine.initialize();
-//   engine.train_step(micro_batches, lr, stop_requested);
+//   engine.train_step(micro_batches, lr, {});
 //   StepResult r = engine.read_step();
 #pragma once
 
@@ -36,12 +36,18 @@ struct ArenaSizes {
   }
 };
 
+// What a rank tells the others with a step, so that all act on it after the same step.
+struct HostFlags {
+  bool stop_requested = false;  // by a signal
+  bool save_failed = false;     // a checkpoint under way could not be written
+};
+
 // Sums of one optimizer step over all ranks, read back to the host.
 struct StepResult {
   double loss_sum = 0;  // nats
   double valid_tokens = 0;
-  double visible_pairs = 0;     // attention area of the step
-  bool stop_requested = false;  // by any rank
+  double visible_pairs = 0;  // attention area of the step
+  HostFlags flags;           // raised by any rank
   double grad_norm = 0;
   std::int64_t applied_steps = 0, skipped_steps = 0;  // since the start of the run
   double loss() const { return loss_sum / valid_tokens; }
@@ -64,7 +70,7 @@ class Engine {
 
   // One optimizer step over this rank's micro-batches. Collective over the world. Reads nothing
   // back.
-  void train_step(std::span<const MicroBatch> micro_batches, double lr, bool stop_requested);
+  void train_step(std::span<const MicroBatch> micro_batches, double lr, const HostFlags& flags);
   StepResult read_step();
 
   // Adds a micro-batch's loss to the evaluation sums. Collective over the context ranks.
@@ -81,7 +87,7 @@ class Engine {
 
  private:
   // (kNumSums) f64 on the device: what a step sums over ranks besides gradients.
-  enum Sum : std::int64_t { kLoss, kValid, kPairs, kStop, kNumSums };
+  enum Sum : std::int64_t { kLoss, kValid, kPairs, kStop, kSaveFailed, kNumSums };
   Tensor sum(Sum which) const { return sums_.rows(which, 1); }
 
   StepContext context(const AttentionPlan& plan) const;

@@ -32,7 +32,7 @@ TEST(Transformer, GradientsMatchFiniteDifferences) {
     const MicroBatch micro = shard(testing::random_batch(5, 1, config.train().sequence_length(),
                                                          config.model().vocab_size(), 30),
                                    layout, 0);
-    engine.train_step({&micro, 1}, /*lr=*/0, false);
+    engine.train_step({&micro, 1}, /*lr=*/0, {});
     const auto loss = [&] {
       engine.evaluate(micro);
       return engine.read_evaluation().loss_sum;
@@ -155,7 +155,7 @@ TEST(Engine, UsesExactlyTheMemoryOfTheDryPass) {
           SequenceLayout::make(LayoutKind::kZigzag, 1, config.train().sequence_length(), context);
       const std::vector<MicroBatch> micro(
           2, shard(blank_batch(1, config.train().sequence_length()), layout, world.rank()));
-      engine.train_step(micro, 1e-3, false);
+      engine.train_step(micro, 1e-3, {});
       const auto arenas = engine.arenas();
       for (std::size_t i = 0; i < arenas.size(); ++i)
         EXPECT_EQ(arenas[i]->high_water(), report.arenas[i].bytes) << arenas[i]->name();

@@ -87,7 +87,7 @@ inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longes
         b.segments = cut(all.segments);
         mine.push_back(shard(b, layout, mesh.context_rank()));
       }
-      engine.train_step(mine, 1e-2, false);
+      engine.train_step(mine, 1e-2, {});
       const StepResult r = engine.read_step();
       if (world.rank() == 0) out.steps.push_back({r.loss(), r.grad_norm, r.valid_tokens});
     }

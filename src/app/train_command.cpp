@@ -1,0 +1,119 @@
+// farspan train: a run, or a dry run that says what the run would need.
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "app/command.h"
+#include "app/ranks.h"
+#include "app/signals.h"
+#include "comm/agree.h"
+#include "config/validate.h"
+#include "core/log.h"
+#include "train/dry_run.h"
+#include "train/memory.h"
+#include "train/trainer.h"
+
+namespace farspan::app {
+namespace {
+
+struct TrainArguments {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::string resume = "auto";
+  bool dry_run = false;
+  int ranks = 0;
+  int local_ranks = 0;
+  bool quiet = false;
+  bool profile = false;
+};
+
+constexpr int kMostDryRanks = 64;  // beyond, ranks repeat themselves
+
+void run_dry(const TrainArguments& args) {
+  const LoadedConfig loaded =
+      load_resolved(args.config, args.overrides, {.num_ranks = args.ranks, .need_files = false});
+  const int num_ranks =
+      static_cast<int>(loaded.config.parallel().data() * loaded.config.parallel().context());
+  DryRunReport largest;
+  for (int rank = 0; rank < std::min(num_ranks, kMostDryRanks); ++rank) {
+    DryRunReport report = dry_run(loaded.config, rank, num_ranks);
+    if (rank == 0 || report.total_bytes() > largest.total_bytes()) largest = std::move(report);
+  }
+  fmt::print("dry run of {} ranks (data {} x context {}); the rank that needs the most:\n",
+             num_ranks, loaded.config.parallel().data(), loaded.config.parallel().context());
+  fmt::print("{}", to_text(largest, loaded.config));
+  check_memory(largest.total_bytes(), loaded.config, /*ranks_on_machine=*/0);
+}
+
+TrainOptions::Resume resume_mode(const std::string& text) {
+  if (text == "auto") return TrainOptions::Resume::kAuto;
+  if (text == "never") return TrainOptions::Resume::kNever;
+  return TrainOptions::Resume::kPath;
+}
+
+void run_training(Session& session, const TrainArguments& args) {
+  int exit_code = 0;
+  run_ranks(session, args.local_ranks, [&](Communicator& world, const RankEnvironment& rank) {
+    LoadedConfig loaded;
+    together(world, [&] {
+      loaded = load_resolved(args.config, args.overrides, {.num_ranks = world.size()});
+    });
+    const bool lead = world.rank() == 0;
+    // Thread ranks share the process's signals: one object, owned by rank 0, is enough for all.
+    std::optional<StopRequest> stop;
+    if (lead || world.transport() != "thread") stop.emplace(StopRequest::Options{.announce = lead});
+    TrainOptions options;
+    options.resume = resume_mode(args.resume);
+    options.resume_path = args.resume;
+    options.threads = rank.threads_per_rank;
+    options.ranks_on_machine = rank.local_size;
+    options.quiet = args.quiet;
+    options.profile = args.profile;
+    options.version = version_text();
+    options.stop_requested = [&stop] { return stop && stop->requested(); };
+    const TrainOutcome outcome = train(loaded.config, options, world);
+    if (lead) exit_code = static_cast<int>(outcome.finished ? ExitCode::kOk : ExitCode::kResumable);
+    if (!lead && world.transport() != "thread")
+      session.exit_code = static_cast<int>(outcome.finished ? ExitCode::kOk : ExitCode::kResumable);
+  });
+  session.exit_code = std::max(session.exit_code, exit_code);
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app, Session& session) {
+  auto args = std::make_shared<TrainArguments>();
+  CLI::App* cmd = app.add_subcommand(
+      "train", "train a model: alone, with --local-ranks N, or under mpirun -np P");
+  cmd->add_option("config", args->config, "configuration, YAML (keys: farspan config --help)")
+      ->required();
+  cmd->add_option("overrides", args->overrides, "section.key=value, as in the YAML");
+  cmd->add_option(
+         "--resume", args->resume,
+         "auto: from the newest checkpoint in output_dir that verifies; never: start anew; "
+         "or the folder of a checkpoint")
+      ->type_name("auto|never|PATH");
+  cmd->add_flag("--dry-run", args->dry_run,
+                "run one step on the dry backend and print memory, work and traffic");
+  cmd->add_option("--ranks", args->ranks, "ranks of a dry run (default: what the mesh asks for)")
+      ->check(CLI::PositiveNumber);
+  cmd->add_option("--local-ranks", args->local_ranks,
+                  "run N ranks as threads of this process, without MPI")
+      ->check(CLI::PositiveNumber);
+  cmd->add_flag("--quiet", args->quiet, "show warnings and errors only");
+  cmd->add_flag("--profile", args->profile, "print where the time went at the end");
+  cmd->callback([args, &session] {
+    if (args->ranks > 0 && !args->dry_run)
+      throw Error(ExitCode::kUsage,
+                  {.what = "--ranks belongs to --dry-run",
+                   .fix = "start ranks with mpirun -np N, or --local-ranks N for threads"});
+    if (args->dry_run)
+      run_dry(*args);
+    else
+      run_training(session, *args);
+  });
+}
+
+}  // namespace farspan::app

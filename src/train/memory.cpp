@@ -1,0 +1,52 @@
+#include "train/memory.h"
+
+#include <fstream>
+#include <string>
+
+#include "core/error.h"
+
+namespace farspan {
+namespace {
+
+constexpr const char* kAdvice =
+    "raise parallel.context, lower train.micro_batch or train.sequence_length, or set "
+    "train.recompute: full+attention (--dry-run shows what needs how much)";
+
+double gib(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+}  // namespace
+
+std::optional<std::size_t> available_host_memory() {
+  std::ifstream file("/proc/meminfo");
+  std::string key, unit;
+  std::size_t kib = 0;
+  while (file >> key >> kib) {
+    std::getline(file, unit);
+    if (key == "MemAvailable:") return kib * 1024;
+  }
+  return std::nullopt;
+}
+
+void check_memory(std::size_t bytes_per_rank, const config::RunConfig& config,
+                  int ranks_on_machine) {
+  const auto limit = static_cast<std::size_t>(config.device_memory());
+  if (limit > 0 && bytes_per_rank > limit)
+    throw Error(ExitCode::kDoesNotFit,
+                {.what = fmt::format("a rank needs {:.2f} GiB and device_memory is {:.2f} GiB",
+                                     gib(bytes_per_rank), gib(limit)),
+                 .where = "device_memory",
+                 .fix = kAdvice});
+  if (config.device() != "cpu") return;
+  if (ranks_on_machine < 1) return;  // a dry run of another machine
+  const std::size_t needed = bytes_per_rank * static_cast<std::size_t>(ranks_on_machine);
+  const auto available = available_host_memory();
+  if (available && needed > *available)
+    throw Error(
+        ExitCode::kExhausted,
+        {.what = fmt::format("{} ranks of {:.2f} GiB need {:.2f} GiB; this machine has {:.2f} "
+                             "GiB left",
+                             ranks_on_machine, gib(bytes_per_rank), gib(needed), gib(*available)),
+         .fix = kAdvice});
+}
+
+}  // namespace farspan

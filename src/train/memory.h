@@ -1,0 +1,20 @@
+// Does a run fit? Asked before anything is allocated.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+
+#include "config/run_config.pb.h"
+
+namespace farspan {
+
+// Memory that new allocations can use on this machine now, bytes (MemAvailable of /proc/meminfo);
+// nullopt where that cannot be read.
+std::optional<std::size_t> available_host_memory();
+
+// Throws Error(kDoesNotFit) when `bytes_per_rank` exceeds device_memory, and Error(kExhausted) when
+// the ranks of this machine (0: not asked) together exceed what the machine has left.
+void check_memory(std::size_t bytes_per_rank, const config::RunConfig& config,
+                  int ranks_on_machine);
+
+}  // namespace farspan

@@ -1,0 +1,93 @@
+#include "train/run_checkpoint.h"
+
+#include <array>
+#include <utility>
+
+namespace farspan {
+namespace {
+
+struct Named {
+  std::string name;
+  Tensor tensor;
+};
+
+std::array<Named, 3> tensors_of(const Parameter& p) {
+  return {{{p.name, p.master}, {"adamw.m/" + p.name, p.m}, {"adamw.v/" + p.name, p.v}}};
+}
+
+void check_shape(const io::TensorEntry& entry, const Parameter& p, const std::string& where) {
+  bool same = entry.shape_size() == p.shape.num_dims();
+  for (int i = 0; same && i < entry.shape_size(); ++i) same = entry.shape(i) == p.shape[i];
+  if (same) return;
+  std::string saved;
+  for (const std::int64_t extent : entry.shape()) saved += fmt::format("{} ", extent);
+  throw Error(
+      ExitCode::kBadData,
+      {.what = fmt::format("tensor {} has shape ( {}) in the checkpoint and {} in the model",
+                           entry.name(), saved, p.shape.to_string()),
+       .where = where,
+       .fix = "use the model keys that the checkpoint was made with"});
+}
+
+}  // namespace
+
+Snapshot::Snapshot(Engine& engine, const Communicator& world)
+    : rank_(world.rank()), size_(world.size()) {
+  std::int64_t elements = 0;
+  for (const Parameter& p : engine.parameters().parameters()) {
+    const Share share = share_of(p.numel());
+    elements += 3 * (share.end - share.begin);
+  }
+  buffer_ = engine.backend().device().allocate_host(static_cast<std::size_t>(elements) * 4);
+}
+
+Snapshot::Share Snapshot::share_of(std::int64_t numel) const {
+  return {numel * rank_ / size_, numel * (rank_ + 1) / size_};
+}
+
+std::vector<TensorPiece> Snapshot::take(Engine& engine) {
+  std::vector<TensorPiece> pieces;
+  std::byte* next = buffer_.data();
+  for (const Parameter& p : engine.parameters().parameters()) {
+    const Share share = share_of(p.numel());
+    const std::int64_t count = share.end - share.begin;
+    if (count == 0) continue;
+    for (const Named& t : tensors_of(p)) {
+      const Tensor from = t.tensor.view({p.numel()}).rows(share.begin, count);
+      engine.backend().device().copy(next, from.data, from.bytes(), engine.backend().stream());
+      pieces.push_back({.name = t.name,
+                        .global_shape = p.shape,
+                        .offset = share.begin,
+                        .data = host_tensor(reinterpret_cast<float*>(next), {count})});
+      next += from.bytes();
+    }
+  }
+  engine.backend().stream().synchronize();
+  return pieces;
+}
+
+void restore(Engine& engine, const CheckpointReader& reader) {
+  const std::string where = fmt::format("checkpoint of step {}", reader.manifest().step());
+  std::vector<float> host;
+  for (const Parameter& p : engine.parameters().parameters()) {
+    host.resize(static_cast<std::size_t>(p.numel()));
+    for (const Named& t : tensors_of(p)) {
+      const io::TensorEntry* entry = reader.find(t.name);
+      if (entry == nullptr)
+        throw Error(ExitCode::kBadData,
+                    {.what = fmt::format("the checkpoint holds no tensor {}", t.name),
+                     .where = where,
+                     .fix = "use the model keys that the checkpoint was made with"});
+      check_shape(*entry, p, where);
+      reader.read(t.name, 0, host_tensor(host.data(), {p.numel()}));
+      engine.backend().device().copy(t.tensor.data, reinterpret_cast<const std::byte*>(host.data()),
+                                     t.tensor.bytes(), engine.backend().stream());
+      engine.backend().stream().synchronize();
+    }
+  }
+  const io::TrainState& state = reader.manifest().state();
+  engine.optimizer().set_counters(state.applied_steps(), state.skipped_steps(), engine.backend());
+  engine.parameters().refresh_working(engine.backend());
+}
+
+}  // namespace farspan
