@@ -1,0 +1,194 @@
+#include "train/summary.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numbers>
+#include <vector>
+
+#include "core/error.h"
+#include "core/plot.h"
+#include "train/durable_file.h"
+
+namespace farspan {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr std::size_t kLastSteps = 10;     // of loss_last_mean
+constexpr std::size_t kMaxPoints = 2000;   // of the raw curve: more cannot be told apart
+constexpr std::size_t kSmoothFrom = 20;    // steps from which a smoothed curve helps
+constexpr double kSmoothShare = 1.0 / 20;  // of the run that the moving average looks back over
+
+double median(std::vector<double> values) {
+  std::erase_if(values, [](double v) { return !std::isfinite(v); });
+  if (values.empty()) return kUnknown;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+std::vector<TrainRow> scored_rows(std::vector<TrainRow> rows) {
+  std::erase_if(rows, [](const TrainRow& row) { return !std::isfinite(row.loss); });
+  return rows;
+}
+
+Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+
+double bits(double nats, bool known) { return known ? nats / std::numbers::ln2 : kUnknown; }
+
+// Exponential moving average, with the weight of what lies before the first value taken out.
+std::vector<double> smooth(const std::vector<double>& values, double look_back) {
+  const double keep = std::exp(-1.0 / look_back);
+  std::vector<double> out;
+  out.reserve(values.size());
+  double sum = 0, weight = 0;
+  for (double value : values) {
+    sum = keep * sum + value;
+    weight = keep * weight + 1;
+    out.push_back(sum / weight);
+  }
+  return out;
+}
+
+// Token counts in a unit that keeps the axis readable.
+struct TokenUnit {
+  double tokens;
+  const char* label;
+};
+
+TokenUnit unit_for(double most_tokens) {
+  if (most_tokens >= 2e9) return {1e9, "tokens trained on (billions)"};
+  if (most_tokens >= 2e6) return {1e6, "tokens trained on (millions)"};
+  if (most_tokens >= 2e3) return {1e3, "tokens trained on (thousands)"};
+  return {1, "tokens trained on"};
+}
+
+// Tokens that had been trained on after `step` steps.
+double tokens_at(const std::vector<TrainRow>& rows, std::int64_t step) {
+  const auto after =
+      std::upper_bound(rows.begin(), rows.end(), step,
+                       [](std::int64_t s, const TrainRow& row) { return s < row.step; });
+  return after == rows.begin() ? 0.0 : static_cast<double>(std::prev(after)->tokens);
+}
+
+Series thinned(const Series& series) {
+  const std::size_t stride = (series.x.size() + kMaxPoints - 1) / kMaxPoints;
+  if (stride <= 1) return series;
+  Series out{.name = series.name, .x = {}, .y = {}, .style = series.style, .color = series.color};
+  for (std::size_t i = 0; i < series.x.size(); i += stride) {
+    out.x.push_back(series.x[i]);
+    out.y.push_back(series.y[i]);
+  }
+  return out;
+}
+
+}  // namespace
+
+void add_losses(RunSummary& summary, const MetricsContent& metrics) {
+  const std::vector<TrainRow> rows = scored_rows(metrics.train);
+  if (!rows.empty()) {
+    summary.loss_first = rows.front().loss;
+    summary.loss_last = rows.back().loss;
+    const std::size_t n = std::min(kLastSteps, rows.size());
+    double sum = 0;
+    for (std::size_t i = rows.size() - n; i < rows.size(); ++i) sum += rows[i].loss;
+    summary.loss_last_mean = sum / static_cast<double>(n);
+  }
+  std::vector<double> rates, mfus;
+  for (const TrainRow& row : metrics.train) {
+    rates.push_back(row.tokens_per_second);
+    mfus.push_back(row.mfu);
+  }
+  summary.tokens_per_second = median(std::move(rates));
+  summary.mfu = median(std::move(mfus));
+  bool first = true;
+  for (const EvalRow& row : metrics.eval) {
+    if (row.name != "loss") continue;
+    if (first) summary.eval_loss_first = row.value;
+    first = false;
+    summary.eval_loss_last = row.value;
+  }
+}
+
+std::string to_json(const RunSummary& s) {
+  const bool bytes = s.byte_tokens;
+  const Json json = {{"name", s.name},
+                     {"status", s.status == RunStatus::kFinished ? "finished" : "stopped"},
+                     {"steps", s.steps},
+                     {"tokens", s.tokens},
+                     {"loss_first", s.loss_first},
+                     {"loss_last", s.loss_last},
+                     {"loss_last_mean", s.loss_last_mean},
+                     {"bits_per_byte_first", bits(s.loss_first, bytes)},
+                     {"bits_per_byte_last", bits(s.loss_last, bytes)},
+                     {"eval_loss_first", s.eval_loss_first},
+                     {"eval_loss_last", s.eval_loss_last},
+                     {"eval_bits_per_byte_first", bits(s.eval_loss_first, bytes)},
+                     {"eval_bits_per_byte_last", bits(s.eval_loss_last, bytes)},
+                     {"tokens_per_second", s.tokens_per_second},
+                     {"mfu", s.mfu},
+                     {"peak_tflops_per_rank", s.peak_flops_per_rank / 1e12},
+                     {"peak_method", text_or_null(s.peak_method)},
+                     {"seconds", s.seconds},
+                     {"parameters", s.parameters},
+                     {"ranks", s.ranks},
+                     {"data", s.data},
+                     {"context", s.context},
+                     {"device", text_or_null(s.device)},
+                     {"checkpoint", text_or_null(s.checkpoint)},
+                     {"sample", text_or_null(s.sample)},
+                     {"plot", text_or_null(s.plot)}};
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+void write_summary(const fs::path& path, const RunSummary& summary) {
+  replace_file(path, to_json(summary));
+}
+
+void draw_loss_curve(const fs::path& metrics, const fs::path& picture, const std::string& title,
+                     bool byte_tokens) {
+  const MetricsContent content = read_metrics(metrics);
+  const std::vector<TrainRow> rows = scored_rows(content.train);
+  if (rows.empty())
+    throw Error(ExitCode::kBadData, {.what = "no step with a finite loss to draw",
+                                     .where = metrics.string(),
+                                     .fix = "let the run do at least one step"});
+  const TokenUnit unit = unit_for(static_cast<double>(rows.back().tokens));
+  Series raw{.name = "training, each step",
+             .x = {},
+             .y = {},
+             .style = SeriesStyle::kFaintLine,
+             .color = 0};
+  for (const TrainRow& row : rows) {
+    raw.x.push_back(static_cast<double>(row.tokens) / unit.tokens);
+    raw.y.push_back(row.loss);
+  }
+  LinePlot plot{.title = title, .x_label = unit.label, .y_label = "loss (nats per token)"};
+  if (byte_tokens) {
+    plot.right_label = "bits per byte";
+    plot.right_factor = 1 / std::numbers::ln2;
+  }
+  if (rows.size() >= kSmoothFrom) {
+    Series smoothed{
+        .name = "training, smoothed", .x = raw.x, .y = {}, .style = SeriesStyle::kLine, .color = 0};
+    smoothed.y = smooth(raw.y, kSmoothShare * static_cast<double>(rows.size()));
+    plot.series = {thinned(raw), thinned(smoothed)};
+  } else {
+    raw.name = "training";
+    raw.style = SeriesStyle::kLine;
+    plot.series = {raw};
+  }
+  Series held_out{
+      .name = "held out", .x = {}, .y = {}, .style = SeriesStyle::kLinePoints, .color = 1};
+  for (const EvalRow& row : content.eval) {
+    if (row.name != "loss" || !std::isfinite(row.value)) continue;
+    held_out.x.push_back(tokens_at(rows, row.step) / unit.tokens);
+    held_out.y.push_back(row.value);
+  }
+  if (!held_out.x.empty()) plot.series.push_back(std::move(held_out));
+  render(plot, picture);
+}
+
+}  // namespace farspan

@@ -1,0 +1,64 @@
+// summary.json: what a run came to, written whole when it ends (docs/metrics.md has every key).
+//
+//   RunSummary summary{.name = "quickstart", .status = RunStatus::kFinished, ...};
+//   add_losses(summary, read_metrics(run / "metrics.jsonl"));
+//   draw_loss_curve(run / "metrics.jsonl", run / "loss.svg");
+//   write_summary(run / "summary.json", summary);
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include "train/metrics.h"
+
+namespace farspan {
+
+enum class RunStatus : std::uint8_t {
+  kFinished,  // all steps done
+  kStopped    // on request, before the last step; resumable
+};
+
+// Numbers that are not known are NaN (or empty texts) and become null.
+struct RunSummary {
+  std::string name;
+  RunStatus status = RunStatus::kFinished;
+  std::int64_t steps = 0;             // done in all, over every start of the run
+  std::int64_t tokens = 0;            // trained on in all
+  double loss_first = kUnknown;       // nats per token, of the first step
+  double loss_last = kUnknown;        // of the last step
+  double loss_last_mean = kUnknown;   // mean of the last min(10, n) steps
+  double eval_loss_first = kUnknown;  // held out, nats per token
+  double eval_loss_last = kUnknown;
+  // A token is one byte: losses are given in bits per byte (loss / ln 2) as well.
+  bool byte_tokens = false;
+  double tokens_per_second = kUnknown;    // all ranks; median over the run's steps
+  double mfu = kUnknown;                  // in [0, 1]; likewise
+  double peak_flops_per_rank = kUnknown;  // what `mfu` refers to, FLOP/s
+  std::string peak_method;                // "measured: bf16 matmul 1024x1024x1024"
+  double seconds = kUnknown;              // wall time of this start
+  std::int64_t parameters = 0;
+  int ranks = 1;
+  int data = 1;            // data-parallel groups
+  int context = 1;         // ranks that share a sequence
+  std::string device;      // "cpu: avx512_bf16 attention, oneDNN 2.6.3 matmul, 2 threads"
+  std::string checkpoint;  // newest one, its path
+  std::string sample;      // generated text; bytes that are not UTF-8 become U+FFFD
+  std::string plot;        // path of the loss curve
+};
+
+// Fills the losses, tokens_per_second and mfu from the metrics of the whole run. Evaluations are
+// those named "loss". Steps without a finite loss are passed over.
+void add_losses(RunSummary& summary, const MetricsContent& metrics);
+
+std::string to_json(const RunSummary& summary);
+// Atomic. Errors: as train/durable_file.h.
+void write_summary(const std::filesystem::path& path, const RunSummary& summary);
+
+// Draws the training loss (thin: every step; bold: smoothed) and the held-out loss over the tokens
+// trained on, as .svg or .png. Throws Error(kBadData) when the metrics hold no step with a finite
+// loss, and the errors of core/plot.h (no gnuplot): the caller warns and goes on.
+void draw_loss_curve(const std::filesystem::path& metrics, const std::filesystem::path& picture,
+                     const std::string& title = "Loss", bool byte_tokens = false);
+
+}  // namespace farspan

@@ -1,0 +1,146 @@
+#include "train/flops.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <vector>
+
+#include "core/device.h"
+#include "core/error.h"
+
+namespace farspan {
+namespace {
+
+config::Model model_of(std::int64_t d, std::int64_t layers, std::int64_t hq, std::int64_t hkv,
+                       std::int64_t f, std::int64_t v) {
+  config::Model m;
+  m.set_hidden_size(d);
+  m.set_num_hidden_layers(layers);
+  m.set_num_attention_heads(hq);
+  m.set_num_key_value_heads(hkv);
+  m.set_head_dim(d / hq);
+  m.set_intermediate_size(f);
+  m.set_vocab_size(v);
+  return m;
+}
+
+std::int64_t brute_force_pairs(std::int64_t length, std::int64_t window) {
+  std::int64_t n = 0;
+  for (std::int64_t q = 0; q < length; ++q)
+    for (std::int64_t k = 0; k <= q; ++k)
+      if (window == 0 || q - k < window) ++n;
+  return n;
+}
+
+TEST(Flops, PairsAreCountedExactly) {
+  for (std::int64_t length = 0; length <= 20; ++length)
+    for (std::int64_t window = 0; window <= 22; ++window)
+      EXPECT_EQ(causal_pairs(length, window), brute_force_pairs(length, window))
+          << length << " " << window;
+  EXPECT_EQ(causal_pairs(1 << 20), (std::int64_t{1} << 20) * ((1 << 20) + 1) / 2);
+}
+
+TEST(Flops, DocumentsAreApart) {
+  config::Model m = model_of(8, 3, 2, 1, 16, 10);
+  m.set_sliding_window(2);
+  const std::vector<std::int32_t> segments = {0, 0, 0, 1, 2, 2, 5, 5, 5, 5};
+  const AttentionPairs expected{6 + 1 + 3 + 10, 5 + 1 + 3 + 7};
+  EXPECT_EQ(FlopModel(m).pairs(segments), expected);
+  EXPECT_EQ(FlopModel(m).pairs({}), AttentionPairs{});
+}
+
+// Llama-3-8B: 8,030,261,248 parameters, of which the embedding (V d) and the gains (65 d) take no
+// part in a product; tau = attention / matmul FLOPs is .14 at 8k and 2.29 at 128k (planner's
+// table).
+TEST(Flops, Llama3GoldenFigures) {
+  const FlopModel m(model_of(4096, 32, 32, 8, 14336, 128256));
+  EXPECT_EQ(m.matmul_weights(), 8030261248.0 - 128256.0 * 4096 - 65.0 * 4096);
+  const auto tau = [&](std::int64_t s) { return m.per_token(s) / (6 * m.matmul_weights()) - 1; };
+  EXPECT_NEAR(tau(8192), 0.14, 0.005);
+  EXPECT_NEAR(tau(131072), 2.29, 0.005);
+}
+
+TEST(Flops, StepAddsItsLayers) {
+  config::Model m = model_of(8, 3, 2, 1, 16, 10);
+  m.set_sliding_window(4);
+  for (const char* type : {"full_attention", "sliding_attention", "sliding_attention"})
+    m.add_layer_types(type);
+  const FlopModel flops(m);
+  const double weights = 3 * (2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16) + 10 * 8;
+  EXPECT_EQ(flops.matmul_weights(), weights);
+  const AttentionPairs pairs{100, 30};
+  EXPECT_EQ(flops.step(7, pairs), 6 * weights * 7 + 12 * 8 * (1 * 100 + 2 * 30));
+  m.clear_layer_types();
+  EXPECT_EQ(FlopModel(m).step(0, pairs), 12 * 8 * 3 * 30) << "a window without types: all layers";
+  m.set_sliding_window(0);
+  EXPECT_EQ(FlopModel(m).step(0, pairs), 12 * 8 * 3 * 100);
+}
+
+// A backend whose matmul takes a fixed time, other operations fail.
+class TimedKernels : public Kernels {
+ public:
+  double seconds = 1e-3;
+  std::vector<Shape> shapes;
+
+  void matmul(const MatmulArgs& args, Stream&) override {
+    shapes.push_back({args.a.shape[0], args.b.shape[0], args.a.shape[1]});
+    EXPECT_EQ(args.out.shape, Shape({args.a.shape[0], args.b.shape[0]}));
+    const auto begin = std::chrono::steady_clock::now();
+    while (std::chrono::steady_clock::now() - begin < std::chrono::duration<double>(seconds)) {
+    }
+  }
+  void fill(const FillArgs&, Stream&) override {}
+  void copy(const CopyArgs&, Stream&) override { FAIL(); }
+  void add(const AddArgs&, Stream&) override { FAIL(); }
+  void rmsnorm_forward(const RmsNormForwardArgs&, Stream&) override { FAIL(); }
+  void rmsnorm_backward(const RmsNormBackwardArgs&, Stream&) override { FAIL(); }
+  void rope_table(const RopeTableArgs&, Stream&) override { FAIL(); }
+  void rope_apply(const RopeApplyArgs&, Stream&) override { FAIL(); }
+  void swiglu_forward(const SwiGluForwardArgs&, Stream&) override { FAIL(); }
+  void swiglu_backward(const SwiGluBackwardArgs&, Stream&) override { FAIL(); }
+  void embedding_forward(const EmbeddingForwardArgs&, Stream&) override { FAIL(); }
+  void embedding_backward(const EmbeddingBackwardArgs&, Stream&) override { FAIL(); }
+  void cross_entropy(const CrossEntropyArgs&, Stream&) override { FAIL(); }
+  void squared_norm(const SquaredNormArgs&, Stream&) override { FAIL(); }
+  void clip(const ClipArgs&, Stream&) override { FAIL(); }
+  void adamw(const AdamWArgs&, Stream&) override { FAIL(); }
+  void attention_forward(const AttentionForwardArgs&, Stream&) override { FAIL(); }
+  void attention_delta(const AttentionDeltaArgs&, Stream&) override { FAIL(); }
+  void attention_backward(const AttentionBackwardArgs&, Stream&) override { FAIL(); }
+};
+
+class TimedBackend : public Backend {
+ public:
+  explicit TimedBackend(std::unique_ptr<Device> device)
+      : device_(std::move(device)), stream_(device_->make_stream()) {}
+  Device& device() override { return *device_; }
+  TimedKernels& kernels() override { return kernels_; }
+  Stream& stream() override { return *stream_; }
+  std::string description() const override { return "timed"; }
+
+ private:
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Stream> stream_;
+  TimedKernels kernels_;
+};
+
+TEST(Flops, PeakIsTheBestMeasuredRate) {
+  TimedBackend backend(make_cpu_device());
+  const auto begin = std::chrono::steady_clock::now();
+  const MatmulPeak peak = measure_matmul_peak(backend, DType::kF32);
+  const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
+  EXPECT_LT(spent.count(), 2.0);
+  // All shapes take 1 ms here, so the one with the most FLOPs wins: 2 * 1536^3 / 1 ms.
+  EXPECT_NEAR(peak.flops_per_second, 2.0 * 1536 * 1536 * 1536 / 1e-3, 0.1 * 7.2e12);
+  EXPECT_EQ(peak.how, "measured: f32 matmul 1536x1536x1536");
+  EXPECT_EQ((MatmulPeak{9.5e11, peak.how}.description()),
+            "peak 0.95 TFLOP/s per rank (measured: f32 matmul 1536x1536x1536)");
+}
+
+TEST(Flops, TheDryBackendHasNoPeak) {
+  TimedBackend backend(make_dry_device());
+  EXPECT_THROW(measure_matmul_peak(backend, DType::kF32), InternalError);
+}
+
+}  // namespace
+}  // namespace farspan
