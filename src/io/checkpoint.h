@@ -49,19 +49,29 @@ class CheckpointWriter {
     std::filesystem::path folder;  // <output_dir>/checkpoints
     int keep_last = 3;
     std::int64_t keep_every = 0;
-    // Test hook, called with the name of each protocol point reached ("shard_written",
-    // "manifest_written", "renamed", "pruning"): lets tests kill the process there.
+    std::string config_yaml{};   // resolved configuration, stored in the manifest
+    std::string code_version{};  // of this build, stored in the manifest
+    // Test hook, called on the writer's thread with the name of each protocol point reached
+    // ("begun" and "shard_written" on every rank; "manifest_written", "renamed", "pruning" on rank
+    // 0): lets tests kill the process there.
     std::function<void(std::string_view)> on_point{};
   };
+  // Collective. Creates the folder, takes its lock (rank 0), and removes what killed runs have left
+  // unfinished there. Throws Error(kUsage) on every rank when the folder cannot be written or
+  // another run saves into it. `log` must outlive the writer.
   CheckpointWriter(Communicator& world, Options options, Log& log);
   ~CheckpointWriter();  // waits for the save under way; never throws
 
   // Collective. Starts writing `pieces` (whose memory must stay valid and unchanged until wait())
-  // with `state`. At most one save is under way: a second call waits for the first.
+  // with `state`. At most one save is under way: a second call waits for the first, and throws its
+  // error if it failed and that error was not yet delivered. An existing step_N is replaced in one
+  // step once the new one is complete; until then the old one stands. Tensors must be covered
+  // exactly once by the pieces of all ranks (checked: a gap or an overlap is a bug of the caller).
   void save(std::int64_t step, std::vector<TensorPiece> pieces, const io::TrainState& state);
   // The outcome of a finished save, once; nullopt while none is finished. Throws the error of a
-  // failed save (disk full: kExhausted), the same code on every rank; earlier checkpoints are
-  // intact.
+  // failed save (a SharedError; disk full: kExhausted), the same code on every rank; earlier
+  // checkpoints are intact and a later save may be tried. Not collective: ranks may see the end of
+  // one save at different steps, so ranks that must act on it together agree first.
   std::optional<SaveOutcome> poll();
   // Blocks until no save is under way; then as poll().
   std::optional<SaveOutcome> wait();
@@ -72,6 +82,7 @@ class CheckpointWriter {
   std::unique_ptr<Impl> impl_;
 };
 
+// One reader belongs to one thread.
 class CheckpointReader {
  public:
   // Throws Error(kBadData) naming the file when anything does not verify. `verify_hashes` reads
@@ -79,7 +90,10 @@ class CheckpointReader {
   explicit CheckpointReader(std::filesystem::path step_folder, bool verify_hashes = true);
   ~CheckpointReader();
   const io::Manifest& manifest() const;
-  // Elements [offset, offset + out.numel()) of tensor `name` into host memory (f32).
+  // The tensor's entry (type, shape); nullptr when the checkpoint does not hold it.
+  const io::TensorEntry* find(std::string_view name) const;
+  // Elements [offset, offset + out.numel()) of tensor `name` into host memory, whatever shards hold
+  // them. Throws Error(kBadData) when the checkpoint lacks them or stores another type.
   void read(std::string_view name, std::int64_t offset, Tensor out) const;
 
  private:
@@ -87,13 +101,26 @@ class CheckpointReader {
   std::unique_ptr<Impl> impl_;
 };
 
+struct CheckpointFolder {
+  std::int64_t step = 0;
+  std::filesystem::path path;
+};
+// The step_N folders under `checkpoints`, ascending, verified or not. Empty when there is none.
+std::vector<CheckpointFolder> list_checkpoints(const std::filesystem::path& checkpoints);
+
+// Renames the checkpoints after `step` to step_N.superseded.<id>, which nothing looks at: for a run
+// that goes on from an earlier step than its newest. One rank calls it, before any save.
+void set_aside_checkpoints_after(const std::filesystem::path& checkpoints, std::int64_t step,
+                                 Log& log);
+
 // The newest step folder under `checkpoints` that verifies; folders that do not are named in the
 // log as skipped and left in place. nullopt when there is none.
 std::optional<std::filesystem::path> find_latest_checkpoint(
     const std::filesystem::path& checkpoints, Log& log);
 
 // XXH3-128 of the content, the same whatever the sharding: weights and optimizer over (name, shape,
-// bytes) in name order; data over the data cursor and counters of TrainState.
+// bytes) in name order; data over the data cursor and counters of TrainState. Optimizer state is
+// what has a slash in its name. Verifies first (Error kBadData).
 struct CheckpointDigest {
   std::string weights, optimizer, data;  // 32 hex digits each
 };
