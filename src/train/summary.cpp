@@ -16,10 +16,11 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr std::size_t kLastSteps = 10;     // of loss_last_mean
-constexpr std::size_t kMaxPoints = 2000;   // of the raw curve: more cannot be told apart
-constexpr std::size_t kSmoothFrom = 20;    // steps from which a smoothed curve helps
-constexpr double kSmoothShare = 1.0 / 20;  // of the run that the moving average looks back over
+constexpr std::size_t kLastSteps = 10;    // of loss_last_mean
+constexpr std::size_t kMaxPoints = 2000;  // of the raw curve: more cannot be told apart
+constexpr std::size_t kSmoothFrom = 20;   // steps from which a smoothed curve helps
+constexpr std::size_t kMinReach = 3;      // steps on either side that are smoothed over:
+constexpr std::size_t kReachShare = 16;   // this part of the run, at least kMinReach
 
 double median(std::vector<double> values) {
   std::erase_if(values, [](double v) { return !std::isfinite(v); });
@@ -38,16 +39,26 @@ Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr)
 
 double bits(double nats, bool known) { return known ? nats / std::numbers::ln2 : kUnknown; }
 
-// Exponential moving average, with the weight of what lies before the first value taken out.
-std::vector<double> smooth(const std::vector<double>& values, double look_back) {
-  const double keep = std::exp(-1.0 / look_back);
-  std::vector<double> out;
-  out.reserve(values.size());
-  double sum = 0, weight = 0;
-  for (double value : values) {
-    sum = keep * sum + value;
-    weight = keep * weight + 1;
-    out.push_back(sum / weight);
+// At each point the least-squares line through the `reach` values on either side: unlike an average
+// of past values it does not trail behind a falling curve, nor bend at its ends.
+std::vector<double> smooth(const std::vector<double>& values, std::size_t reach) {
+  const std::size_t n = values.size();
+  std::vector<double> sum_y(n + 1, 0.0), sum_xy(n + 1, 0.0);  // of the values before i
+  for (std::size_t i = 0; i < n; ++i) {
+    sum_y[i + 1] = sum_y[i] + values[i];
+    sum_xy[i + 1] = sum_xy[i] + static_cast<double>(i) * values[i];
+  }
+  std::vector<double> out(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::size_t begin = i < reach ? 0 : i - reach;
+    const std::size_t end = std::min(n, i + reach + 1);
+    const auto count = static_cast<double>(end - begin);
+    const double mean_x = (static_cast<double>(begin) + static_cast<double>(end) - 1) / 2;
+    const double y = sum_y[end] - sum_y[begin];
+    const double covariance = sum_xy[end] - sum_xy[begin] - mean_x * y;
+    const double variance = count * (count * count - 1) / 12;  // of `count` consecutive integers
+    const double slope = variance > 0 ? covariance / variance : 0.0;
+    out[i] = y / count + slope * (static_cast<double>(i) - mean_x);
   }
   return out;
 }
@@ -173,7 +184,7 @@ void draw_loss_curve(const fs::path& metrics, const fs::path& picture, const std
   if (rows.size() >= kSmoothFrom) {
     Series smoothed{
         .name = "training, smoothed", .x = raw.x, .y = {}, .style = SeriesStyle::kLine, .color = 0};
-    smoothed.y = smooth(raw.y, kSmoothShare * static_cast<double>(rows.size()));
+    smoothed.y = smooth(raw.y, std::max(kMinReach, rows.size() / kReachShare));
     plot.series = {thinned(raw), thinned(smoothed)};
   } else {
     raw.name = "training";
