@@ -140,13 +140,18 @@ std::string json_object(const pb::Message& message, const std::string& indent) {
 std::string to_json(const RunConfig& config) { return json_object(config, ""); }
 
 std::string keys_text() {
-  std::string out = fmt::format("{:<34}{:<34}{:<10}{}\n", "key", "value", "default", "meaning");
+  constexpr std::string_view kStageLayout = "curriculum.stages[].parallel.";  // as parallel.*
+  constexpr std::size_t kKey = 37, kType = 32, kDefault = 12;
+  std::string out = fmt::format("{:<{}}{:<{}}{:<{}}{}\n", "key", kKey, "value", kType, "default",
+                                kDefault, "meaning");
   for (const Key& key : all_keys()) {
-    if (key.is_section()) continue;
+    if (key.is_section() || key.path.starts_with(kStageLayout)) continue;
     const std::string built = key.field->options().GetExtension(config::built);
     std::string type = key.type_text();
-    if (type.size() > 32) type += "\n" + std::string(68, ' ');
-    out += fmt::format("{:<34}{:<34}{:<10}{}", key.path, type, key.default_text(), key.doc());
+    // A long list of values gets a line of its own.
+    if (type.size() + 1 > kType) type += "\n" + std::string(kKey + kType, ' ');
+    out += fmt::format("{:<{}}{:<{}}{:<{}}{}", key.path, kKey, type, kType, key.default_text(),
+                       kDefault, key.doc());
     if (!built.empty())
       out += built == "unset" ? " (not built yet)" : fmt::format(" (built: {})", built);
     out += '\n';

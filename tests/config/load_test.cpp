@@ -123,7 +123,7 @@ TEST_P(BadInput, OneIssueWithPositionAndWords) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, BadInput, testing::ValuesIn(kBadCases),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& test) { return std::string(test.param.name); });
 
 TEST(Load, ReportsEveryIssueAtOnce) {
   const auto issues = issues_of(
@@ -278,9 +278,7 @@ TEST(Load, SurvivesHostileText) {
   for (int i = 0; i < 5000; ++i)
     nested += std::string(static_cast<std::size_t>(i % 400), ' ') + "a:\n";
   for (int i = 0; i < 50'000; ++i) list += "x, ";
-  for (int i = 1; i < 40; ++i)
-    bomb += "x" + std::to_string(i) + ": &x" + std::to_string(i) + " [*x" + std::to_string(i - 1) +
-            ", *x" + std::to_string(i - 1) + "]\n";
+  for (int i = 1; i < 40; ++i) bomb += fmt::format("x{0}: &x{0} [*x{1}, *x{1}]\n", i, i - 1);
   bomb += "data: {train: *x39}\noptimizer: {betas: *x39}\nmodel: {<<: *x39}\n";
   texts.insert(texts.end(), {nested, list + "0]}", bomb});
   for (const std::string& text : texts) EXPECT_FALSE(issues_of(text).empty()) << text.substr(0, 60);
