@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "core/error.h"
@@ -13,44 +12,6 @@ namespace farspan {
 namespace {
 
 namespace fs = std::filesystem;
-
-[[noreturn]] void fail(std::string_view action, const fs::path& path, int error) {
-  const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
-  throw Error(
-      full ? ExitCode::kExhausted : ExitCode::kUsage,
-      {.what = fmt::format("cannot {}: {}", action, std::strerror(error)),
-       .where = path.string(),
-       .fix = full ? "free space on this disk (or raise the quota) and start the run again: "
-                     "it resumes from its newest checkpoint"
-                   : "choose an output_dir that exists and that you may write to"});
-}
-
-// Closing a descriptor that holds nothing to lose: errors cannot matter.
-class Descriptor {
- public:
-  explicit Descriptor(int value) : value_(value) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (value_ >= 0) ::close(value_);
-  }
-  int get() const { return value_; }
-
- private:
-  int value_;
-};
-
-fs::path folder_of(const fs::path& path) {
-  return path.has_parent_path() ? path.parent_path() : fs::path(".");
-}
-
-// Makes a rename in `folder` survive a power cut.
-void sync_folder(const fs::path& folder) {
-  const Descriptor descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (descriptor.get() < 0) fail("open the folder", folder, errno);
-  // EINVAL: a file system without fsync of folders; there is nothing more to be done there.
-  if (::fsync(descriptor.get()) != 0 && errno != EINVAL) fail("sync the folder", folder, errno);
-}
 
 fs::path temporary_beside(const fs::path& path) {
   fs::path out = path;
@@ -62,29 +23,17 @@ fs::path temporary_beside(const fs::path& path) {
 
 }  // namespace
 
-AppendFile::AppendFile(fs::path path) : path_(std::move(path)) {
-  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
-  if (descriptor_ < 0) fail("open the file for writing", path_, errno);
-}
-
-AppendFile::AppendFile(AppendFile&& other) noexcept
-    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)) {}
-
-AppendFile& AppendFile::operator=(AppendFile&& other) noexcept {
-  std::swap(path_, other.path_);
-  std::swap(descriptor_, other.descriptor_);
-  return *this;
-}
-
-AppendFile::~AppendFile() {
-  if (descriptor_ >= 0) ::close(descriptor_);
+AppendFile::AppendFile(fs::path path)
+    : path_(std::move(path)),
+      file_(::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644)) {
+  if (!file_.valid()) throw io::write_error(errno, "open the file for writing", path_);
 }
 
 void AppendFile::append(std::string_view bytes) {
-  FARSPAN_CHECK(descriptor_ >= 0, "append to a closed file");
+  FARSPAN_CHECK(file_.valid(), "append to a closed file");
   std::size_t done = 0;
   while (done < bytes.size()) {
-    const ssize_t n = ::write(descriptor_, bytes.data() + done, bytes.size() - done);
+    const ssize_t n = ::write(file_.get(), bytes.data() + done, bytes.size() - done);
     if (n >= 0) {
       done += static_cast<std::size_t>(n);
       continue;
@@ -92,18 +41,15 @@ void AppendFile::append(std::string_view bytes) {
     if (errno == EINTR) continue;
     const int error = errno;
     if (done > 0) {  // a nearly full disk took a part: take it back
-      const off_t end = ::lseek(descriptor_, 0, SEEK_END);
-      if (end < 0 || ::ftruncate(descriptor_, end - static_cast<off_t>(done)) != 0)
-        fail("write, and cannot take back half a record", path_, error);
+      const off_t end = ::lseek(file_.get(), 0, SEEK_END);
+      if (end < 0 || ::ftruncate(file_.get(), end - static_cast<off_t>(done)) != 0)
+        throw io::write_error(error, "write, nor take back half a record,", path_);
     }
-    fail("write", path_, error);
+    throw io::write_error(error, "write", path_, static_cast<std::int64_t>(bytes.size() - done));
   }
 }
 
-void AppendFile::sync() {
-  // EINVAL: a special file (pipe, /dev/null) that has nothing to sync.
-  if (::fsync(descriptor_) != 0 && errno != EINVAL) fail("sync", path_, errno);
-}
+void AppendFile::sync() { io::sync_file(file_, path_); }
 
 ReplacementFile::ReplacementFile(fs::path final_path)
     : final_path_(std::move(final_path)), file_(temporary_beside(final_path_)) {}
@@ -115,10 +61,9 @@ ReplacementFile::~ReplacementFile() {
 
 void ReplacementFile::commit() {
   file_.sync();
-  if (::rename(file_.path().c_str(), final_path_.c_str()) != 0)
-    fail("put the file in place", final_path_, errno);
+  io::rename_path(file_.path(), final_path_);
   committed_ = true;
-  sync_folder(folder_of(final_path_));
+  io::sync_directory(final_path_.has_parent_path() ? final_path_.parent_path() : fs::path("."));
 }
 
 void replace_file(const fs::path& path, std::string_view content) {

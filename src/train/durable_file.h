@@ -5,12 +5,14 @@
 //   file.append("{...}\n");                       // there entirely, or not at all (disk full)
 //   replace_file(folder / "summary.json", text);  // the old content or the new, never a mixture
 //
-// Errors: Error(kExhausted) when the disk or the quota is full, Error(kUsage) for everything else
-// (no such folder, no permission), both naming the file and what to do.
+// Errors: those of io/durable.h: Error(kExhausted) when the disk or the quota is full,
+// Error(kUsage) for a path that cannot be written, both naming the file and what to do.
 #pragma once
 
 #include <filesystem>
 #include <string_view>
+
+#include "io/durable.h"
 
 namespace farspan {
 
@@ -19,11 +21,6 @@ namespace farspan {
 class AppendFile {
  public:
   explicit AppendFile(std::filesystem::path path);
-  AppendFile(AppendFile&& other) noexcept;
-  AppendFile& operator=(AppendFile&& other) noexcept;
-  AppendFile(const AppendFile&) = delete;
-  AppendFile& operator=(const AppendFile&) = delete;
-  ~AppendFile();
 
   // On failure the file keeps its former length.
   void append(std::string_view bytes);
@@ -33,7 +30,7 @@ class AppendFile {
 
  private:
   std::filesystem::path path_;
-  int descriptor_ = -1;
+  io::FileDescriptor file_;
 };
 
 // A file under construction beside its final name; commit() puts it in place by fsync, rename and
