@@ -45,6 +45,8 @@ class Stream {
  public:
   virtual ~Stream() = default;
   virtual void synchronize() {}
+  // The vendor's queue (a cudaStream_t), for libraries that need one; nullptr on CPU and dry.
+  virtual void* native_handle() const { return nullptr; }
 };
 
 class Device {

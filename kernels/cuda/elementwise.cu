@@ -1,0 +1,209 @@
+#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/launch.cuh"
+
+namespace farspan::cuda {
+namespace {
+
+template <typename S, typename D>
+__global__ void convert_kernel(const S* src, D* dst, std::int64_t n) {
+  for (std::int64_t i = first_index(); i < n; i += stride())
+    dst[i] = from_float<D>(to_float(src[i]));
+}
+
+template <typename T>
+__global__ void fill_kernel(T* dst, T value, std::int64_t n) {
+  for (std::int64_t i = first_index(); i < n; i += stride()) dst[i] = value;
+}
+
+template <typename T>
+__global__ void add_kernel(const T* a, const T* b, T* out, std::int64_t n) {
+  for (std::int64_t i = first_index(); i < n; i += stride())
+    out[i] = from_float<T>(to_float(a[i]) + to_float(b[i]));
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+template <typename T>
+__global__ void swiglu_forward_kernel(const T* gate, const T* up, T* out, std::int64_t n) {
+  for (std::int64_t i = first_index(); i < n; i += stride()) {
+    const float g = to_float(gate[i]);
+    out[i] = from_float<T>(g * sigmoid(g) * to_float(up[i]));
+  }
+}
+
+// Outputs may be the inputs: each element is read before it is written.
+template <typename T>
+__global__ void swiglu_backward_kernel(const T* gate, const T* up, const T* dout, T* dgate, T* dup,
+                                       std::int64_t n) {
+  for (std::int64_t i = first_index(); i < n; i += stride()) {
+    const float g = to_float(gate[i]), u = to_float(up[i]), d = to_float(dout[i]);
+    const float s = sigmoid(g);
+    dgate[i] = from_float<T>(d * u * s * (1.0f + g * (1.0f - s)));
+    dup[i] = from_float<T>(d * g * s);
+  }
+}
+
+// Angles in double: exact to f32 at position 1,048,575.
+__global__ void rope_table_kernel(const std::int32_t* positions, const double* inv_freq,
+                                  float* cos_out, float* sin_out, double scale, std::int64_t half,
+                                  std::int64_t n) {
+  for (std::int64_t i = first_index(); i < n; i += stride()) {
+    double s, c;
+    sincos(static_cast<double>(positions[i / half]) * inv_freq[i % half], &s, &c);
+    cos_out[i] = static_cast<float>(c * scale);
+    sin_out[i] = static_cast<float>(s * scale);
+  }
+}
+
+template <typename T>
+__global__ void rope_apply_kernel(T* x, const float* cos_in, const float* sin_in, float sign,
+                                  std::int64_t heads, std::int64_t half, std::int64_t n) {
+  for (std::int64_t i = first_index(); i < n; i += stride()) {
+    const std::int64_t j = i % half, row = i / half;
+    const std::int64_t angle = row / heads * half + j;
+    T* const pair = x + row * 2 * half + j;
+    const float c = cos_in[angle], s = sign * sin_in[angle];
+    const float a = to_float(pair[0]), b = to_float(pair[half]);
+    pair[0] = from_float<T>(a * c - b * s);
+    pair[half] = from_float<T>(b * c + a * s);
+  }
+}
+
+struct AdamWScalars {
+  float lr, beta1, beta2, eps, weight_decay;
+};
+
+__global__ void adamw_kernel(float* master, float* m, float* v, const float* grad, bf16* working,
+                             const float* grad_scale, const std::int32_t* skip,
+                             const std::int64_t* applied_steps, AdamWScalars k, std::int64_t n) {
+  if (*skip != 0) return;
+  const float scale = *grad_scale;
+  const double t = static_cast<double>(*applied_steps);
+  const auto correction1 = static_cast<float>(1.0 - pow(static_cast<double>(k.beta1), t));
+  const auto correction2 = static_cast<float>(1.0 - pow(static_cast<double>(k.beta2), t));
+  for (std::int64_t i = first_index(); i < n; i += stride()) {
+    const float g = grad[i] * scale;
+    const float first = k.beta1 * m[i] + (1.0f - k.beta1) * g;
+    const float second = k.beta2 * v[i] + (1.0f - k.beta2) * g * g;
+    m[i] = first;
+    v[i] = second;
+    const float update = first / correction1 / (sqrtf(second / correction2) + k.eps);
+    const float w = master[i] - k.lr * (update + k.weight_decay * master[i]);
+    master[i] = w;
+    if (working != nullptr) working[i] = __float2bfloat16_rn(w);
+  }
+}
+
+template <typename T>
+void launch_fill(const FillArgs& args, cudaStream_t stream, T value) {
+  fill_kernel<T><<<grid_of(args.dst.numel()), kBlock, 0, stream>>>(data<T>(args.dst), value,
+                                                                   args.dst.numel());
+}
+
+}  // namespace
+
+void copy(const CopyArgs& args, cudaStream_t stream) {
+  const std::int64_t n = args.src.numel();
+  if (n == 0) return;
+  if (args.src.dtype == args.dst.dtype) {
+    FARSPAN_CUDA(
+        cudaMemcpyAsync(args.dst.data, args.src.data, args.src.bytes(), cudaMemcpyDefault, stream));
+    return;
+  }
+  with_compute_type(args.src.dtype, [&]<typename S>() {
+    with_compute_type(args.dst.dtype, [&]<typename D>() {
+      convert_kernel<S, D>
+          <<<grid_of(n), kBlock, 0, stream>>>(data<S>(args.src), data<D>(args.dst), n);
+    });
+  });
+  FARSPAN_CUDA(cudaGetLastError());
+}
+
+void fill(const FillArgs& args, cudaStream_t stream) {
+  if (args.dst.numel() == 0) return;
+  switch (args.dst.dtype) {
+    case DType::kF32:
+      launch_fill(args, stream, static_cast<float>(args.value));
+      break;
+    case DType::kBF16:
+      launch_fill(args, stream,
+                  static_cast<std::uint16_t>(BFloat16(static_cast<float>(args.value)).bits));
+      break;
+    case DType::kF64:
+      launch_fill(args, stream, args.value);
+      break;
+    case DType::kI32:
+      launch_fill(args, stream, static_cast<std::int32_t>(args.value));
+      break;
+    case DType::kI64:
+      launch_fill(args, stream, static_cast<std::int64_t>(args.value));
+      break;
+    default:
+      FARSPAN_CHECK(false, "fill of {}", name_of(args.dst.dtype));
+  }
+  FARSPAN_CUDA(cudaGetLastError());
+}
+
+void add(const AddArgs& args, cudaStream_t stream) {
+  const std::int64_t n = args.out.numel();
+  if (n == 0) return;
+  with_compute_type(args.out.dtype, [&]<typename T>() {
+    add_kernel<T>
+        <<<grid_of(n), kBlock, 0, stream>>>(data<T>(args.a), data<T>(args.b), data<T>(args.out), n);
+  });
+  FARSPAN_CUDA(cudaGetLastError());
+}
+
+void swiglu_forward(const SwiGluForwardArgs& args, cudaStream_t stream) {
+  const std::int64_t n = args.out.numel();
+  if (n == 0) return;
+  with_compute_type(args.out.dtype, [&]<typename T>() {
+    swiglu_forward_kernel<T><<<grid_of(n), kBlock, 0, stream>>>(
+        data<T>(args.gate), data<T>(args.up), data<T>(args.out), n);
+  });
+  FARSPAN_CUDA(cudaGetLastError());
+}
+
+void swiglu_backward(const SwiGluBackwardArgs& args, cudaStream_t stream) {
+  const std::int64_t n = args.dout.numel();
+  if (n == 0) return;
+  with_compute_type(args.dout.dtype, [&]<typename T>() {
+    swiglu_backward_kernel<T><<<grid_of(n), kBlock, 0, stream>>>(
+        data<T>(args.gate), data<T>(args.up), data<T>(args.dout), data<T>(args.dgate),
+        data<T>(args.dup), n);
+  });
+  FARSPAN_CUDA(cudaGetLastError());
+}
+
+void rope_table(const RopeTableArgs& args, cudaStream_t stream) {
+  const std::int64_t n = args.cos.numel();
+  if (n == 0) return;
+  rope_table_kernel<<<grid_of(n), kBlock, 0, stream>>>(
+      data<std::int32_t>(args.positions), data<double>(args.inv_freq), data<float>(args.cos),
+      data<float>(args.sin), args.attention_scale, args.inv_freq.shape[0], n);
+  FARSPAN_CUDA(cudaGetLastError());
+}
+
+void rope_apply(const RopeApplyArgs& args, cudaStream_t stream) {
+  const std::int64_t n = args.x.numel() / 2;
+  if (n == 0) return;
+  with_compute_type(args.x.dtype, [&]<typename T>() {
+    rope_apply_kernel<T><<<grid_of(n), kBlock, 0, stream>>>(
+        data<T>(args.x), data<float>(args.cos), data<float>(args.sin), args.inverse ? -1.0f : 1.0f,
+        args.x.shape[1], args.x.shape[2] / 2, n);
+  });
+  FARSPAN_CUDA(cudaGetLastError());
+}
+
+void adamw(const AdamWArgs& args, cudaStream_t stream) {
+  const std::int64_t n = args.master.numel();
+  if (n == 0) return;
+  adamw_kernel<<<grid_of(n), kBlock, 0, stream>>>(
+      data<float>(args.master), data<float>(args.m), data<float>(args.v), data<float>(args.grad),
+      args.working.defined() ? data<bf16>(args.working) : nullptr, data<float>(args.grad_scale),
+      data<std::int32_t>(args.skip), data<std::int64_t>(args.applied_steps),
+      {args.lr, args.beta1, args.beta2, args.eps, args.weight_decay}, n);
+  FARSPAN_CUDA(cudaGetLastError());
+}
+
+}  // namespace farspan::cuda
