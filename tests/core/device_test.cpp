@@ -76,7 +76,7 @@ TEST(Buffer, ReleasesOnceAndMoves) {
   {
     Buffer a = make();
     Buffer b = std::move(a);
-    EXPECT_EQ(a.data(), nullptr);
+    EXPECT_EQ(a.data(), nullptr);  // NOLINT(bugprone-use-after-move): that it is empty is the point
     EXPECT_EQ(b.data(), storage);
     Buffer c = make();
     c = std::move(b);
