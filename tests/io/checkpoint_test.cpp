@@ -47,9 +47,9 @@ INSTANTIATE_TEST_SUITE_P(Ranks, RoundTrip,
                          ::testing::Values(Case{1, Split::kEven}, Case{2, Split::kEven},
                                            Case{3, Split::kWhole}, Case{4, Split::kIrregular},
                                            Case{5, Split::kIrregular}),
-                         [](const auto& info) {
-                           return fmt::format("{}ranks_split{}", info.param.ranks,
-                                              static_cast<int>(info.param.split));
+                         [](const auto& c) {
+                           return fmt::format("{}ranks_split{}", c.param.ranks,
+                                              static_cast<int>(c.param.split));
                          });
 
 TEST(Checkpoint, DigestsDoNotDependOnSharding) {
