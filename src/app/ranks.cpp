@@ -17,13 +17,8 @@
 namespace farspan::app {
 namespace {
 
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-
 int environment_int(const char* name) {
-  const std::string text = environment(name);
+  const std::string text = environment_variable(name);
   char* end = nullptr;
   const long value = std::strtol(text.c_str(), &end, 10);
   return end == text.c_str() || value < 0 || value > 1'000'000 ? 0 : static_cast<int>(value);
@@ -47,7 +42,7 @@ int own_cores() {
 // A launcher that starts several tasks without telling MPI would run the job several times over, in
 // the same folder.
 void refuse_tasks_without_mpi() {
-  if (started_by_mpi() || environment("SLURM_STEP_ID").empty()) return;
+  if (started_by_mpi() || environment_variable("SLURM_STEP_ID").empty()) return;
   const int tasks = environment_int("SLURM_STEP_NUM_TASKS");
   if (tasks <= 1) return;
   const Error error(
@@ -125,20 +120,6 @@ void run_thread_ranks(int ranks, const Body& body) {
 }
 
 }  // namespace
-
-bool started_by_mpi() {
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
-    if (!environment(name).empty()) return true;
-  return false;
-}
-
-bool is_first_process() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"})
-    if (const std::string rank = environment(name); !rank.empty()) return rank == "0";
-  return true;
-}
-
-std::string environment_variable(const char* name) { return environment(name); }
 
 void run_ranks(Session& session, int local_ranks, const Body& body) {
   refuse_tasks_without_mpi();

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <functional>
-#include <string>
 
 #include "app/command.h"
+#include "app/environment.h"
 #include "comm/communicator.h"
 
 namespace farspan::app {
@@ -14,16 +14,6 @@ struct RankEnvironment {
   int local_size = 1;        // ranks on this machine
   int threads_per_rank = 1;  // OMP_NUM_THREADS if set, else cores / local_size, at least 1
 };
-
-// True when this process was started by mpirun (or srun with PMIx).
-bool started_by_mpi();
-
-// True in the one process of a job that may print what every process knows before MPI runs (a wrong
-// option); also true where there is no MPI.
-bool is_first_process();
-
-// A variable of the environment; "" where it is not set. Only src/app reads any.
-std::string environment_variable(const char* name);
 
 // Runs `body` once per rank; returns when all ranks have ended. `local_ranks` 0: not given.
 // Under MPI an error of one rank is printed by that rank alone and ends the job with its exit code;

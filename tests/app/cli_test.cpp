@@ -1,0 +1,168 @@
+// The program as a user meets it: exit codes, standard output and standard error of
+// build/<preset>/farspan.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Outcome {
+  int code = -1;
+  std::string out, err;
+};
+
+class Cli : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::path(testing::TempDir()) / "farspan_cli_XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  // Runs in the repository's root; `environment` goes before the program.
+  Outcome run(const std::string& arguments, const std::string& environment = "") const {
+    const std::string out = folder_ / "out", err = folder_ / "err";
+    const std::string command = "cd '" FARSPAN_SOURCE_DIR "' && " + environment +
+                                " '" FARSPAN_PROGRAM "' " + arguments + " >" + out + " 2>" + err +
+                                " </dev/null";
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text_of(out), text_of(err)};
+  }
+
+  static std::string text_of(const fs::path& path) {
+    std::ostringstream out;
+    out << std::ifstream(path).rdbuf();
+    return out.str();
+  }
+
+  std::string write(const std::string& name, const std::string& text) const {
+    std::ofstream(folder_ / name) << text;
+    return (folder_ / name).string();
+  }
+
+  fs::path folder_;
+};
+
+bool has(const std::string& text, const std::string& words) {
+  return text.find(words) != std::string::npos;
+}
+
+TEST_F(Cli, HelpAndVersion) {
+  const Outcome help = run("--help");
+  EXPECT_EQ(help.code, 0);
+  EXPECT_TRUE(has(help.out, "config")) << help.out;
+  EXPECT_TRUE(has(help.out, "Exit codes")) << help.out;
+  const Outcome version = run("--version");
+  EXPECT_EQ(version.code, 0);
+  EXPECT_EQ(version.out.rfind("farspan 0.", 0), 0u) << version.out;
+  const Outcome inner = run("config --help");
+  EXPECT_EQ(inner.code, 0);
+  EXPECT_TRUE(has(inner.out, "--show-origin")) << inner.out;
+}
+
+TEST_F(Cli, UsageErrorsGiveTwoAndWhatToDo) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"", "subcommand is required"},
+      {"conifg", "did you mean config?"},
+      {"config configs/tiny.yaml --resolvd", "did you mean --resolved?"},
+      {"config", "no configuration was named"},
+      {"config /nonexistent.yaml", "does not exist"},
+      {"config configs", "is a folder"},
+      {"config configs/tiny.yaml --ranks 0", "--ranks"},
+      {"config configs/tiny.yaml train.stepz=3", "did you mean train.steps?"},
+      {"config configs/quickstart.yaml --ranks 3", "3 ranks do not fit"},
+  };
+  for (const auto& [arguments, words] : cases) {
+    const Outcome outcome = run(arguments);
+    EXPECT_EQ(outcome.code, 2) << arguments << "\n" << outcome.err;
+    EXPECT_TRUE(has(outcome.err, words)) << arguments << "\n" << outcome.err;
+    EXPECT_TRUE(has(outcome.err, "farspan: error: ")) << outcome.err;
+    EXPECT_TRUE(has(outcome.err, "fix:")) << outcome.err;
+    EXPECT_EQ(outcome.out, "") << arguments;
+  }
+}
+
+TEST_F(Cli, OnlyTheFirstMpiProcessReportsAWrongCommandLine) {
+  EXPECT_TRUE(has(run("conifg", "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0").err, "conifg"));
+  const Outcome second = run("conifg", "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1");
+  EXPECT_EQ(second.err, "");
+  EXPECT_EQ(second.code, 2);
+}
+
+TEST_F(Cli, EveryShippedConfigurationIsValid) {
+  int count = 0;
+  for (const auto& entry : fs::directory_iterator(FARSPAN_SOURCE_DIR "/configs")) {
+    if (entry.path().extension() != ".yaml") continue;
+    const Outcome outcome = run("config '" + entry.path().string() + "' --resolved");
+    EXPECT_EQ(outcome.code, 0) << entry.path() << "\n" << outcome.err;
+    ++count;
+  }
+  EXPECT_GE(count, 2);
+}
+
+TEST_F(Cli, ConfigResolvedWithOrigins) {
+  const Outcome outcome =
+      run("config configs/quickstart.yaml --resolved --show-origin train.steps=20");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_TRUE(has(outcome.out, "  sequence_length: 2048")) << outcome.out;
+  EXPECT_TRUE(has(outcome.out, "# configs/quickstart.yaml:")) << outcome.out;
+  EXPECT_TRUE(has(outcome.out, "# command line")) << outcome.out;
+  EXPECT_TRUE(has(outcome.out, "# implied: 2 ranks / parallel.context")) << outcome.out;
+  EXPECT_TRUE(has(outcome.out, "# default")) << outcome.out;
+  // What it prints is a configuration that resolves to itself.
+  const Outcome again = run("config --resolved --ranks 2 " + write("resolved.yaml", outcome.out));
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_EQ(again.out, run("config configs/quickstart.yaml --resolved train.steps=20").out);
+}
+
+TEST_F(Cli, ConfigUnresolvedKeepsAuto) {
+  const Outcome outcome = run("config configs/quickstart.yaml");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_TRUE(has(outcome.out, "  micro_batch: auto")) << outcome.out;
+  EXPECT_FALSE(has(run("config configs/quickstart.yaml --resolved").out, "micro_batch: auto"));
+}
+
+TEST_F(Cli, ConfigJson) {
+  const Outcome good =
+      run("config configs/quickstart.yaml --resolved --json --ranks 4 --show-origin");
+  ASSERT_EQ(good.code, 0) << good.err;
+  const auto json = nlohmann::json::parse(good.out);
+  EXPECT_EQ(json["ok"], true);
+  EXPECT_EQ(json["config"]["parallel"]["data"], 2);
+  EXPECT_EQ(json["origins"]["seed"].get<std::string>().rfind("configs/quickstart.yaml:", 0), 0u);
+  const Outcome bad = run("config configs/quickstart.yaml --json seed=x model.head_dim=31");
+  EXPECT_EQ(bad.code, 2);
+  const auto issues = nlohmann::json::parse(bad.out);
+  EXPECT_EQ(issues["ok"], false);
+  int errors = 0;
+  for (const auto& issue : issues["issues"]) errors += issue["note"].get<bool>() ? 0 : 1;
+  EXPECT_EQ(errors, 2) << bad.out;
+}
+
+TEST_F(Cli, ConfigReportsEveryProblemOnce) {
+  const std::string path = write("bad.yaml", "nmae: x\nseed: 010\ntrain: {steps: [1]}\n");
+  const Outcome outcome = run("config " + path);
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_TRUE(has(outcome.err, path + ":1:1: nmae: unknown key")) << outcome.err;
+  EXPECT_TRUE(has(outcome.err, path + ":2:7: seed: '010' looks octal")) << outcome.err;
+  EXPECT_TRUE(has(outcome.err, path + ":3:16: train.steps")) << outcome.err;
+  EXPECT_EQ(outcome.err.find("farspan: error:"), outcome.err.rfind("farspan: error:"));
+}
+
+TEST_F(Cli, ConfigKeys) {
+  const Outcome outcome = run("config --keys");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_TRUE(has(outcome.out, "\ntrain.sequence_length ")) << outcome.out;
+}
+
+}  // namespace
