@@ -57,7 +57,8 @@ VENDORS = (
     Vendor("oneDNN", re.compile(r"oneapi/dnnl/.*|dnnl\w*\.h(pp)?"), ("kernels/cpu/",)),
     Vendor("yaml-cpp", re.compile(r"yaml-cpp/.*"), ("src/config/load.cpp",)),
     Vendor("HDF5", re.compile(r"hdf5\w*\.h|H5\w*\.h|hdf5/.*"),
-           ("src/data/token_store.cpp", "src/io/")),
+           ("src/data/token_store.cpp", "src/data/token_store_writer.cpp",
+            "src/data/token_store_hdf5.h", "src/io/")),
     Vendor("OpenMP", re.compile(r"omp\.h"), ("kernels/cpu/", "src/app/")),
     Vendor("GoogleTest", re.compile(r"(gtest|gmock)/.*"), ()),
 )

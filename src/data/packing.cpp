@@ -1,0 +1,107 @@
+#include "data/packing.h"
+
+#include "core/error.h"
+
+namespace farspan {
+namespace {
+
+// The tokens that pieces name, one after the other; columns are empty where the store has none.
+struct Columns {
+  std::vector<std::int32_t> tokens, labels, positions, segments;
+  std::vector<std::int32_t> piece;  // which piece a token belongs to
+};
+
+Columns read_columns(const TokenStore& store, std::span<const Piece> pieces) {
+  std::int64_t total = 0;
+  for (const Piece& piece : pieces) total += piece.count;
+  const auto size = static_cast<std::size_t>(total);
+  const StoreInfo& info = store.info();
+  Columns out;
+  out.tokens.resize(size);
+  out.piece.resize(size);
+  if (info.has_labels) out.labels.resize(size);
+  if (info.has_position_ids) out.positions.resize(size);
+  if (info.has_segment_ids) out.segments.resize(size);
+  std::size_t at = 0;
+  for (std::size_t p = 0; p < pieces.size(); ++p) {
+    const auto count = static_cast<std::size_t>(pieces[p].count);
+    auto part = [&](std::vector<std::int32_t>& column) {
+      return std::span<std::int32_t>(column).subspan(at, count);
+    };
+    store.read_tokens(pieces[p].begin, part(out.tokens));
+    if (info.has_labels) store.read_labels(pieces[p].begin, part(out.labels));
+    if (info.has_position_ids) store.read_position_ids(pieces[p].begin, part(out.positions));
+    if (info.has_segment_ids) store.read_segment_ids(pieces[p].begin, part(out.segments));
+    std::fill_n(out.piece.begin() + static_cast<std::ptrdiff_t>(at), count,
+                static_cast<std::int32_t>(p));
+    at += count;
+  }
+  return out;
+}
+
+// What is predicted after token t, when there is a token t + 1.
+std::int32_t label_after(const Columns& c, std::size_t t, bool masked) {
+  const bool same_piece = c.piece[t] == c.piece[t + 1];
+  if (!same_piece && masked) return kIgnoreLabel;
+  if (!c.labels.empty()) return c.labels[t + 1];
+  const bool other_segment =
+      same_piece && !c.segments.empty() && c.segments[t] != c.segments[t + 1];
+  return other_segment ? kIgnoreLabel : c.tokens[t + 1];
+}
+
+}  // namespace
+
+Batch empty_batch(std::int64_t sequences, std::int64_t sequence_length) {
+  FARSPAN_CHECK(sequences >= 0 && sequence_length >= 1, "{} rows of {}", sequences,
+                sequence_length);
+  Batch out{.sequences = sequences, .sequence_length = sequence_length};
+  const auto size = static_cast<std::size_t>(out.num_tokens());
+  for (auto* column : {&out.tokens, &out.labels, &out.positions, &out.segments})
+    column->resize(size);
+  return out;
+}
+
+std::int32_t fill_row(Batch& batch, std::int64_t row, const TokenStore& store,
+                      std::span<const Piece> pieces, const PackingOptions& options,
+                      std::int32_t first_segment) {
+  FARSPAN_CHECK(row >= 0 && row < batch.sequences, "row {} of {}", row, batch.sequences);
+  const bool masked = options.documents == Documents::kMasked;
+  const Columns c = read_columns(store, pieces);
+  const auto length = static_cast<std::size_t>(batch.sequence_length);
+  FARSPAN_CHECK(c.tokens.size() <= length + 1, "{} tokens for a row of {}", c.tokens.size(),
+                length);
+  const std::size_t base = static_cast<std::size_t>(row) * length;
+  const std::size_t filled = std::min(length, c.tokens.size());
+  std::int32_t segment = first_segment;
+  std::size_t run_begin = 0;  // where positions last restarted
+  for (std::size_t t = 0; t < filled; ++t) {
+    if (t > 0) {
+      const bool piece_changes = c.piece[t] != c.piece[t - 1];
+      const bool segment_changes =
+          !piece_changes && !c.segments.empty() && c.segments[t] != c.segments[t - 1];
+      if (segment_changes || (piece_changes && masked)) ++segment;
+      if (options.reset_positions && (piece_changes || segment_changes)) run_begin = t;
+    }
+    batch.tokens[base + t] = c.tokens[t];
+    batch.segments[base + t] = segment;
+    batch.positions[base + t] =
+        c.positions.empty() ? static_cast<std::int32_t>(t - run_begin) : c.positions[t];
+    batch.labels[base + t] = t + 1 < c.tokens.size() ? label_after(c, t, masked) : kIgnoreLabel;
+  }
+  if (filled > 0) ++segment;
+  if (filled == length) return segment;
+  for (std::size_t t = filled; t < length; ++t) {
+    batch.tokens[base + t] = padding_id(store.info().tokenizer);
+    batch.labels[base + t] = kIgnoreLabel;
+    batch.positions[base + t] = static_cast<std::int32_t>(t - filled);
+    batch.segments[base + t] = segment;
+  }
+  return segment + 1;
+}
+
+std::int32_t padding_id(const TokenizerInfo& tokenizer) {
+  if (tokenizer.pad >= 0) return tokenizer.pad;
+  return tokenizer.eos >= 0 ? tokenizer.eos : 0;
+}
+
+}  // namespace farspan
