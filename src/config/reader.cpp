@@ -91,7 +91,7 @@ void ConfigReader::unknown_key(const YamlNode& node, const pb::Descriptor& level
   std::vector<std::string> meant = suggest_keys(level, prefix, name), words;
   for (std::string& path : meant) {
     path += rest;
-    const bool same_level = path.starts_with(prefix) && rest.empty() && !prefix.empty() &&
+    const bool same_level = rest.empty() && path.starts_with(prefix + ".") &&
                             path.find('.', prefix.size() + 1) == path.npos;
     words.push_back(same_level && !command_line_ ? path.substr(prefix.size() + 1) : path);
   }
