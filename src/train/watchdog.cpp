@@ -101,10 +101,10 @@ std::string Watchdog::message(double seconds) const {
   return fmt::format(
       "error: watchdog: rank {} has made no progress for {:.1f} s in section '{}' of step {}\n"
       "  where: last collective of this rank: {}\n"
-      "  fix:   the rank that does not report this is the one that is stuck or gone; look at its "
-      "machine, then start the run again: it resumes from its newest checkpoint. If the section is "
-      "merely slow, raise its limit of {:g} s (watchdog.{})\n",
-      options_.rank, seconds, phase, step_, operation, limit_of(phase_), phase);
+      "  fix:   the rank that does not report this is the one that is stuck or gone: look at its "
+      "machine, then start the run again, which resumes from its newest checkpoint (limit of this "
+      "section: {:g} s)\n",
+      options_.rank, seconds, phase, step_, operation, limit_of(phase_));
 }
 
 void Watchdog::expire(std::unique_lock<std::mutex>& lock) {
