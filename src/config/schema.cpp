@@ -110,7 +110,7 @@ std::vector<std::string> suggest_keys(const pb::Descriptor& level, std::string_v
   const int best = here.empty() ? kNever : here.front().first;
 
   for (const Key& key : all_keys()) {
-    if (key.path.find("[]") != std::string::npos) continue;
+    if (key.path.find("[]") != std::string::npos || key.path == prefix) continue;
     int distance = known_as(*key.field, unknown) ? 0 : edit_distance(unknown, key.field->name());
     // A dotted name written inside a section ("rope.theta" under train) is compared as a whole.
     distance = std::min(distance, edit_distance(unknown, key.path));
