@@ -100,6 +100,8 @@ TEST_F(Plot, PointsThatCannotBeDrawnAreGaps) {
   LinePlot plot{.title = "t", .log_y = true};
   plot.series.push_back({.name = "s", .x = {1, 2, 3, 4}, .y = {10, -1, kNan, 20}});
   EXPECT_THAT(gnuplot_script(plot), HasSubstr("\n1 10\n\n\n4 20\n"));
+  plot.log_y = false;
+  EXPECT_THAT(gnuplot_script(plot), HasSubstr("\n1 10\n2 -1\n\n4 20\n"));
 }
 
 TEST_F(Plot, MissingGnuplotSaysHowToGetIt) {
