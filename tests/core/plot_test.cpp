@@ -117,7 +117,10 @@ TEST_F(Plot, MissingGnuplotSaysHowToGetIt) {
 
 TEST_F(Plot, FailingProgramKeepsTheOldPictureAndReportsItsWords) {
   const auto program = folder_ / "fake";
-  std::ofstream(program) << "#!/bin/sh\necho 'line 7: cannot' >&2\nexit 3\n";
+  // It leaves half a picture, as gnuplot does when a later line of the script is refused.
+  std::ofstream(program) << "#!/bin/sh\n"
+                            "echo half > \"$(sed -n \"s/^set output '\\(.*\\)'/\\1/p\")\"\n"
+                            "echo 'line 7: cannot' >&2\nexit 3\n";
   std::filesystem::permissions(program, std::filesystem::perms::owner_all);
   std::ofstream(folder_ / "a.svg") << "old";
   try {
@@ -128,6 +131,7 @@ TEST_F(Plot, FailingProgramKeepsTheOldPictureAndReportsItsWords) {
     EXPECT_THAT(e.what(), HasSubstr("line 7: cannot"));
   }
   EXPECT_EQ(read(folder_ / "a.svg"), "old");
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "a.svg.partial"));
 }
 
 TEST_F(Plot, FolderThatIsNotThereIsReported) {
