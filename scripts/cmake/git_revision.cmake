@@ -1,6 +1,6 @@
-# cmake -DOUTPUT=FILE -DSOURCE=DIR -P git_revision.cmake: writes a header with the revision of the
-# source tree, and touches it only when that changed, so that a build without a new commit does
-# nothing.
+# cmake -DOUTPUT=FILE -DSOURCE=DIR -P git_revision.cmake: writes a source file that defines
+# git_revision() (src/app/build_info.h), and touches it only when the revision of the tree changed, so
+# that a build without a new commit does nothing.
 execute_process(COMMAND git -C ${SOURCE} rev-parse --short=7 HEAD
   OUTPUT_VARIABLE revision OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
 if(failed)
@@ -12,7 +12,10 @@ else()
     string(APPEND revision "+changes")
   endif()
 endif()
-set(text "#pragma once\n#define FARSPAN_GIT_REVISION \"${revision}\"\n")
+set(text "#include \"app/build_info.h\"\n
+namespace farspan::app {
+const char* git_revision() { return \"${revision}\"\; }
+}  // namespace farspan::app\n")
 if(EXISTS ${OUTPUT})
   file(READ ${OUTPUT} old)
 endif()

@@ -1,14 +1,13 @@
 #include "app/build_info.h"
 
 #include "app/command.h"
-#include "app/git_revision.h"
 
 namespace farspan::app {
 
 BuildInfo build_info() {
   return {
       .version = FARSPAN_VERSION,
-      .revision = FARSPAN_GIT_REVISION,
+      .revision = git_revision(),
       .compiler = FARSPAN_COMPILER,
       .type = FARSPAN_BUILD_TYPE,
       .libraries = {{"HDF5", FARSPAN_HDF5_VERSION},

@@ -18,4 +18,7 @@ struct BuildInfo {
 
 BuildInfo build_info();
 
+// The revision of the source tree, written by scripts/cmake/git_revision.cmake at each build.
+const char* git_revision();
+
 }  // namespace farspan::app
