@@ -188,8 +188,9 @@ Json inspect_run(const fs::path& path) {
   for (const CheckpointFolder& folder : list_checkpoints(checkpoints_of(path))) {
     Json one = {{"step", folder.step}, {"path", folder.path.string()}, {"verifies", true}};
     verify_into(one, [&] {
+      const CheckpointReader reader(folder.path);
       std::int64_t bytes = 0;
-      for (const auto& s : CheckpointReader(folder.path).manifest().shards()) bytes += s.bytes();
+      for (const auto& shard : reader.manifest().shards()) bytes += shard.bytes();
       one["bytes"] = bytes;
     });
     if (!one["verifies"].get<bool>()) {
