@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "comm/communicator.h"
+#include "comm/shared_error.h"
 
 namespace farspan {
 
@@ -16,17 +17,6 @@ void agree_on(Communicator& comm, std::string_view subject, std::string_view val
 // error, the others one of the same exit code. Exactly one rank's error has `report` set: the
 // program prints that one only. Collective, so `body` must not contain collectives of `comm` that
 // a failure would skip.
-class SharedError : public Error {
- public:
-  SharedError(const Error& error, int rank, bool report)
-      : Error(error.code(), error.text()), rank_(rank), report_(report) {}
-  int rank() const { return rank_; }       // the rank whose error this is
-  bool report() const { return report_; }  // print it here
-
- private:
-  int rank_;
-  bool report_;
-};
 void together(Communicator& comm, const std::function<void()>& body);
 
 }  // namespace farspan

@@ -7,22 +7,26 @@
 //
 // Every rank of the group calls the same operations in the same order. Each operation is one
 // numbered collective: a rank that calls another one, or with another size, is reported by name on
-// every rank (Error kCommunication: "collective 12: rank 0 calls all_reduce of 4096 bytes, rank 1
-// barrier"), not waited for.
+// every rank (Error kCommunication: "collective #12: rank 0 calls all_reduce of 4096 bytes (sum of
+// f32), rank 1 calls barrier"), not waited for. The checks see one communicator: ranks that call
+// two communicators in different orders and block wait until the watchdog ends them.
 //
 // Reductions add in ascending rank order, in f32 or f64 (bf16 is widened and rounded once), so the
 // result is bitwise equal on every rank, on every run and under every transport for CPU tensors.
+// Max and min carry a NaN on from any rank.
 // Buffers must stay untouched until wait(). Not thread-safe: one communicator belongs to one
 // thread; use duplicate() for another thread.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/device.h"
@@ -48,7 +52,10 @@ inline constexpr int kNumCollectives = 9;
 std::string_view name_of(Collective collective);
 
 // What this rank has sent: payload bytes handed to other ranks (a message to itself counts 0), as
-// the algorithm sends them. all_reduce of n bytes: 2 n (P-1)/P (reduce-scatter, then all-gather).
+// the algorithm sends them, added when they are sent: read them after wait(). all_reduce of n
+// bytes: 2 n (P-1)/P (reduce-scatter, then all-gather; exact block borders in comm/schedule.h).
+// Headers of the agreement check, the tokens of a barrier and the keys of a split are not payload:
+// 0 bytes.
 struct CommCounters {
   struct Entry {
     std::int64_t calls = 0;
@@ -59,13 +66,16 @@ struct CommCounters {
   std::int64_t total_bytes() const;
 };
 
-// An operation under way. Must be waited on before it is destroyed (checked).
+// An operation under way. Must be waited on before it is destroyed: otherwise the program ends with
+// a message. Only while an exception unwinds past it is the operation given up, and with it the job
+// (the other ranks get an Error). wait() on an empty or finished Pending does nothing.
 class Pending {
  public:
   Pending() = default;
   // `finish` blocks until the operation is complete (on a GPU: makes the stream wait for it).
   explicit Pending(std::function<void()> finish) : finish_(std::move(finish)) {}
-  Pending(Pending&& other) noexcept : finish_(std::exchange(other.finish_, nullptr)) {}
+  Pending(Pending&& other) noexcept
+      : finish_(std::exchange(other.finish_, nullptr)), unwinding_(other.unwinding_) {}
   Pending& operator=(Pending&& other) noexcept;
   ~Pending();
 
@@ -74,6 +84,7 @@ class Pending {
 
  private:
   std::function<void()> finish_;
+  int unwinding_ = std::uncaught_exceptions();  // exceptions in flight when it began
 };
 
 struct Message {
@@ -107,9 +118,9 @@ class Communicator {
   virtual Pending shift(const ShiftArgs& args, Stream& stream) = 0;
   // In place. f32, f64, bf16, i32, i64.
   virtual Pending all_reduce(Tensor buffer, ReduceOp op, Stream& stream) = 0;
-  // out = concatenation of every rank's `in` by rank; equal sizes.
+  // out = concatenation of every rank's `in` by rank; equal sizes. `in` may be its place in `out`.
   virtual Pending all_gather(Tensor in, Tensor out, Stream& stream) = 0;
-  // out = this rank's block of the sum; in has P equal blocks.
+  // out = this rank's block of the sum; in has P equal blocks. `out` may be that block of `in`.
   virtual Pending reduce_scatter(Tensor in, Tensor out, ReduceOp op, Stream& stream) = 0;
   // in and out have P equal blocks; block j of in goes to rank j.
   virtual Pending all_to_all(Tensor in, Tensor out, Stream& stream) = 0;
@@ -132,7 +143,8 @@ class Communicator {
 
   // Tears the whole job down from an error on this rank, so that no other rank waits for ever.
   // MPI: ends every process with `code`. Thread ranks: every pending or later call on any of the
-  // job's communicators throws Error(kCommunication).
+  // job's communicators throws Error(kCommunication). `reason` reaches people: through those
+  // errors, or under MPI on stderr; leave it empty when the error has been printed already.
   virtual void abort(ExitCode code, std::string_view reason) noexcept = 0;
 
   virtual CommCounters counters() const = 0;

@@ -17,14 +17,27 @@ std::unique_ptr<Communicator> make_self_communicator();
 std::unique_ptr<Communicator> make_dry_communicator(int rank, int size);
 
 // Runs `body` on `size` threads, one rank each, and returns when all have ended. If bodies throw,
-// the job is aborted and the first error that is not a consequence of that abort is rethrown.
+// the job is aborted and the first error that is not a consequence of that abort is rethrown. Other
+// ranks that wait for a rank that has returned get Error(kCommunication).
 void run_local_ranks(int size, const std::function<void(Communicator& world)>& body);
 
+struct MpiOptions {
+  // A thread that moves messages while the ranks compute (docs/adr/0003-communication-progress.md).
+  // Off only to measure what it brings.
+  bool progress_thread = true;
+};
+
 // The MPI library, initialised (MPI_THREAD_MULTIPLE) for the lifetime of this object. A program has
-// at most one. If the process was not started by mpirun, size() is 1.
+// at most one. If the process was not started by mpirun, size() is 1. Throws
+// Error(kCommunication) when the library cannot serve several threads.
+//
+// Catch errors inside the lifetime of this object, print those to be printed, and call
+// world().abort(code, ""): mpirun then ends the other ranks and returns `code`. Otherwise the
+// destructor waits for the other ranks to come to their ends, or, after a failure, leaves MPI as it
+// is, so that mpirun ends the job when this process exits.
 class MpiSession {
  public:
-  MpiSession(int* argc, char*** argv);
+  MpiSession(int* argc, char*** argv, MpiOptions options = {});
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
