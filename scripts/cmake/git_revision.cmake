@@ -14,7 +14,7 @@ else()
 endif()
 set(text "#include \"app/build_info.h\"\n
 namespace farspan::app {
-const char* git_revision() { return \"${revision}\"\; }
+const char* git_revision() { return \"${revision}\"; }
 }  // namespace farspan::app\n")
 if(EXISTS ${OUTPUT})
   file(READ ${OUTPUT} old)
