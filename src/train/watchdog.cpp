@@ -99,7 +99,8 @@ std::string Watchdog::message(double seconds) const {
   }
   const char* phase = kPhaseNames[static_cast<std::size_t>(phase_)];
   return fmt::format(
-      "error: watchdog: rank {} has made no progress for {:.1f} s in section '{}' of step {}\n"
+      "farspan: error: watchdog: rank {} has made no progress for {:.1f} s in section '{}' of step "
+      "{}\n"
       "  where: last collective of this rank: {}\n"
       "  fix:   the rank that does not report this is the one that is stuck or gone: look at its "
       "machine, then start the run again, which resumes from its newest checkpoint (limit of this "
