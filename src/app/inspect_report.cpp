@@ -193,6 +193,7 @@ Json inspect_run(const fs::path& path) {
       for (const auto& shard : reader.manifest().shards()) bytes += shard.bytes();
       one["bytes"] = bytes;
     });
+    if (!fs::exists(folder.path)) continue;  // a run that goes on has pruned it meanwhile
     if (!one["verifies"].get<bool>()) {
       out["verifies"] = false;
       if (!out.contains("problem")) out["problem"] = one["problem"];
@@ -252,7 +253,7 @@ void checkpoint_lines(const Json& j, Lines& out) {
                               grouped(j["step"].get<std::int64_t>()), text_of(s["applied_steps"]),
                               text_of(s["skipped_steps"]), grouped(s["tokens"].get<std::int64_t>()),
                               grouped(s["samples"].get<std::int64_t>()), text_of(s["stage"])));
-  if (j["config"].is_string()) out.add("run", text_of(j["config"]));
+  if (j["config"].is_string()) out.add("model", text_of(j["config"]));
   out.add("weights", tensors_text(j["weights"]));
   out.add("optimizer", tensors_text(j["optimizer"]));
   out.add("shards",
@@ -275,7 +276,7 @@ void store_lines(const Json& j, Lines& out) {
 }
 
 void run_lines(const Json& j, Lines& out) {
-  if (j.contains("config") && j["config"].is_string()) out.add("run", text_of(j["config"]));
+  if (j.contains("config") && j["config"].is_string()) out.add("model", text_of(j["config"]));
   if (j.contains("metrics") && j["metrics"].contains("last_step")) {
     const Json& m = j["metrics"];
     const auto loss = [&](const char* key) {
