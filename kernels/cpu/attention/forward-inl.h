@@ -1,0 +1,307 @@
+// Attention forward over one task: a block of rows of one or more query heads that share a KV head.
+// Per tile of keys: S = Q K^T in vector registers, row maxima, P = e^(S - m) rounded to the type
+// of the products, acc = acc e^(m - m') + P V (Dao et al. 2022, algorithm 1). K and V are packed
+// once per tile and used by all heads and rows of the task.
+//
+// Legend: R rows of this task per head   Bk keys of a tile   Dw depth of a head in dwords
+// Internal linkage on purpose: see kernel_table.h.
+#pragma once
+
+#include "kernels/cpu/attention/gemm_simd-inl.h"
+
+namespace farspan::cpu {
+namespace {
+
+constexpr float kMinusInfinity = -__builtin_inff();
+
+template <class M, class In>
+class Forward {
+  using I = typename M::Isa;
+  using V = typename I::V;
+  using Dword = std::uint32_t;
+  static constexpr Index kLanes = I::kLanes;
+  static constexpr Index kPair = I::kPair;
+  static_assert(M::kUnit % kLanes == 0 && M::kUnit % (kPair * M::kDepth) == 0);
+
+ public:
+  Forward(const ForwardCall& call, const ForwardTask& task, std::byte* workspace)
+      : call_(call), task_(task), layout_(call.head_dim, call.tiles, workspace) {}
+
+  static std::size_t workspace_bytes(Index head_dim, const TileSizes& tiles) {
+    return Layout(head_dim, tiles, nullptr).bytes;
+  }
+
+  void run() {
+    load_state();
+    if (task_.num_pieces > 0) {
+      pack_queries();
+      for (Index p = 0; p < task_.num_pieces; ++p) add_piece(call_.pieces[task_.piece_ids[p]]);
+    }
+    if (call_.last)
+      write_output();
+    else
+      store_state();
+  }
+
+ private:
+  struct Layout {
+    Layout(Index head_dim, const TileSizes& tiles, std::byte* base)
+        : depth(round_up(ceil_div(head_dim, kPair), M::kDepth)),
+          lda(round_up(depth, kLanes)),
+          width(round_up(head_dim, kLanes)) {
+      Cutter cut(base);
+      const Index rows = tiles.forward_rows, keys = tiles.forward_keys;
+      q = cut.take<Dword>((rows + M::kSpareRows) * lda);
+      k = cut.take<Dword>(keys * depth);
+      v = cut.take<Dword>(keys / kPair * width);
+      s = cut.take<float>((M::kSubRows + M::kSpareRows) * keys);
+      // f32 probabilities replace their scores in place.
+      p = kPair == 1 ? reinterpret_cast<Dword*>(s)
+                     : cut.take<Dword>((M::kSubRows + M::kSpareRows) * keys / kPair);
+      acc = cut.take<float>(rows * width);
+      row_max = cut.take<float>(rows);
+      row_sum = cut.take<float>(rows);
+      rescale = cut.take<float>(M::kSubRows);
+      bytes = cut.used();
+    }
+    Index depth;  // Dw, padded
+    Index lda;    // of packed Q
+    Index width;  // D padded to vectors: row of acc
+    Dword* q;     // (rows, lda) operand A
+    Dword* k;     // (Bk / lanes, depth, lanes) operand B
+    Dword* v;     // (width / lanes, Bk / pair, lanes) operand B
+    float* s;     // (kSubRows, Bk)
+    Dword* p;     // (kSubRows, Bk / pair) operand A
+    float* acc;   // (rows, width)
+    float *row_max, *row_sum, *rescale;
+    std::size_t bytes;
+  };
+  struct Range {
+    Index begin, end;
+    bool empty() const { return end <= begin; }
+  };
+  // Rows [first, first + count) of a piece against its keys [key, key + num_keys); `local` is the
+  // first of these rows in the task's buffers.
+  struct Block {
+    const Piece& piece;
+    Index first, count, local, key, num_keys;
+  };
+
+  Index state_row(Index head, Index r) const {
+    return (task_.head_begin + head) * call_.num_q + task_.row_begin + r;
+  }
+  Index element_row(Index head, Index r) const {
+    return ((task_.row_begin + r) * call_.num_q_heads + task_.head_begin + head) * call_.head_dim;
+  }
+
+  void load_state() {
+    for (Index h = 0; h < task_.num_heads; ++h)
+      for (Index r = 0; r < task_.num_rows; ++r) {
+        const Index local = h * task_.num_rows + r;
+        float* acc = layout_.acc + local * layout_.width;
+        const float* from = call_.acc + element_row(h, r);
+        for (Index d = 0; d < layout_.width; d += kLanes)
+          I::store(acc + d,
+                   call_.first ? I::set1(0.0f) : I::load_partial(from + d, call_.head_dim - d));
+        layout_.row_max[local] = call_.first ? kMinusInfinity : call_.row_max[state_row(h, r)];
+        layout_.row_sum[local] = call_.first ? 0.0f : call_.row_sum[state_row(h, r)];
+      }
+  }
+
+  void store_state() {
+    for (Index h = 0; h < task_.num_heads; ++h)
+      for (Index r = 0; r < task_.num_rows; ++r) {
+        const Index local = h * task_.num_rows + r;
+        const float* acc = layout_.acc + local * layout_.width;
+        for (Index d = 0; d < call_.head_dim; d += kLanes)
+          I::store_row(call_.acc + element_row(h, r) + d, I::load(acc + d), call_.head_dim - d);
+        call_.row_max[state_row(h, r)] = layout_.row_max[local];
+        call_.row_sum[state_row(h, r)] = layout_.row_sum[local];
+      }
+  }
+
+  void write_output() {
+    for (Index h = 0; h < task_.num_heads; ++h)
+      for (Index r = 0; r < task_.num_rows; ++r) {
+        const Index local = h * task_.num_rows + r;
+        const float sum = layout_.row_sum[local];
+        // A row that saw no key: O = 0, L = -inf. (A NaN sum is not 0 and stays visible.)
+        const V inverse = I::set1(sum == 0.0f ? 0.0f : 1.0f / sum);
+        const float* acc = layout_.acc + local * layout_.width;
+        In* out = static_cast<In*>(call_.out) + element_row(h, r);
+        for (Index d = 0; d < call_.head_dim; d += kLanes)
+          I::store_row(out + d, I::mul(I::load(acc + d), inverse), call_.head_dim - d);
+        call_.lse[state_row(h, r)] =
+            sum == 0.0f ? kMinusInfinity : layout_.row_max[local] + __builtin_logf(sum);
+      }
+  }
+
+  void pack_queries() {
+    const Index stride = call_.num_q_heads * call_.head_dim;
+    for (Index h = 0; h < task_.num_heads; ++h)
+      pack_straight<I, false>(Source<In>{static_cast<const In*>(call_.q) + element_row(h, 0),
+                                         stride, task_.num_rows, call_.head_dim},
+                              task_.num_rows, layout_.depth,
+                              layout_.q + h * task_.num_rows * layout_.lda, layout_.lda, kLanes);
+  }
+
+  void pack_keys(Index first, Index count) {
+    const Index kv_head = task_.head_begin / (call_.num_q_heads / call_.num_kv_heads);
+    const Index stride = call_.num_kv_heads * call_.head_dim;
+    const Index offset = first * stride + kv_head * call_.head_dim;
+    const Index padded = round_up(count, M::kUnit);
+    pack_transposed<I, false>(
+        Source<In>{static_cast<const In*>(call_.k) + offset, stride, count, call_.head_dim}, padded,
+        layout_.depth, layout_.k, kLanes, layout_.depth * kLanes);
+    pack_straight<I, true>(
+        Source<In>{static_cast<const In*>(call_.v) + offset, stride, count, call_.head_dim},
+        padded / kPair, layout_.width, layout_.v, kLanes, v_block());
+  }
+
+  Index v_block() const { return call_.tiles.forward_keys / kPair * kLanes; }
+
+  void add_piece(const Piece& piece) {
+    const Index begin = larger(piece.q_begin, task_.row_begin) - piece.q_begin;
+    const Index end =
+        smaller(piece.q_begin + piece.q_len, task_.row_begin + task_.num_rows) - piece.q_begin;
+    if (end <= begin) return;
+    const Index key_begin = clamp(begin - piece.max_distance, 0, piece.k_len);
+    const Index key_end = clamp(end - piece.min_distance, 0, piece.k_len);
+    const Index tile = call_.tiles.forward_keys;
+    // Tiles start at multiples of their size from the piece's corner, whatever the rows are.
+    for (Index key = key_begin / tile * tile; key < key_end; key += tile) {
+      const Index num_keys = smaller(tile, piece.k_len - key);
+      pack_keys(piece.k_begin + key, smaller(num_keys, key_end - key));
+      for (Index h = 0; h < task_.num_heads; ++h)
+        for (Index first = begin; first < end; first += M::kSubRows) {
+          const Index local = h * task_.num_rows + piece.q_begin + first - task_.row_begin;
+          add_block({piece, first, smaller(M::kSubRows, end - first), local, key, num_keys});
+        }
+    }
+  }
+
+  // Keys of the block that row r of it sees, from the block's first key.
+  static Range visible(const Block& b, Index r) {
+    const Index i = b.first + r - b.key;
+    return {clamp(i - b.piece.max_distance, 0, b.num_keys),
+            clamp(i - b.piece.min_distance + 1, 0, b.num_keys)};
+  }
+  // Keys that any row of a strip sees, widened to units.
+  static Range visible_to_strip(const Block& b, Index r, Index rows) {
+    const Range seen = {visible(b, r).begin, visible(b, r + rows - 1).end};
+    if (seen.empty()) return {0, 0};
+    return {seen.begin / M::kUnit * M::kUnit, round_up(seen.end, M::kUnit)};
+  }
+
+  void add_block(const Block& b) {
+    constexpr Index kMaxStrips = M::kSubRows / M::kRows;
+    Range strips[kMaxStrips];
+    const Index num_strips = ceil_div(b.count, M::kRows);
+    Range all = {b.num_keys, 0};
+    for (Index s = 0; s < num_strips; ++s) {
+      strips[s] = visible_to_strip(b, s * M::kRows, strip_rows(b, s));
+      if (strips[s].empty()) continue;
+      all = {smaller(all.begin, strips[s].begin), larger(all.end, strips[s].end)};
+    }
+    if (all.empty()) return;
+    scores(b, strips, num_strips, all);
+    for (Index s = 0; s < num_strips; ++s)
+      if (!strips[s].empty())
+        for (Index r = s * M::kRows; r < s * M::kRows + strip_rows(b, s); ++r)
+          softmax_row(b, r, strips[s]);
+    weighted_values(b, strips, num_strips);
+  }
+
+  static Index strip_rows(const Block& b, Index s) {
+    return smaller(M::kRows, b.count - s * M::kRows);
+  }
+
+  void scores(const Block& b, const Range* strips, Index num_strips, Range all) {
+    const Index ld = call_.tiles.forward_keys;
+    const Index block = layout_.depth * kLanes;
+    const Index all_begin = all.begin / kLanes;
+    for_panels<M>(all.end / kLanes - all_begin, [&](Index panel, Index width) {
+      for (Index s = 0; s < num_strips; ++s) {
+        const Index begin = larger(all_begin + panel, strips[s].begin / kLanes);
+        const Index end = smaller(all_begin + panel + width, strips[s].end / kLanes);
+        if (begin >= end) continue;
+        const Index r = s * M::kRows;
+        M::multiply(layout_.q + (b.local + r) * layout_.lda, layout_.lda, layout_.k + begin * block,
+                    block, layout_.depth, layout_.s + r * ld + begin * kLanes, ld, strip_rows(b, s),
+                    end - begin);
+      }
+    });
+  }
+
+  // One row of scores to probabilities, and its running maximum and sum. `columns` is the strip's
+  // range; what this row does not see of it becomes probability 0.
+  void softmax_row(const Block& b, Index r, Range columns) {
+    const Index ld = call_.tiles.forward_keys;
+    float* s = layout_.s + r * ld;
+    const Range seen = visible(b, r);
+    for (Index c = columns.begin; c < smaller(seen.begin, columns.end); ++c) s[c] = kMinusInfinity;
+    for (Index c = larger(seen.end, columns.begin); c < columns.end; ++c) s[c] = kMinusInfinity;
+
+    V highest[2] = {I::set1(kMinusInfinity), I::set1(kMinusInfinity)};
+    Index c = columns.begin;
+    for (; c + 2 * kLanes <= columns.end; c += 2 * kLanes) {
+      highest[0] = I::max(highest[0], I::load(s + c));
+      highest[1] = I::max(highest[1], I::load(s + c + kLanes));
+    }
+    if (c < columns.end) highest[0] = I::max(highest[0], I::load(s + c));
+    float& row_max = layout_.row_max[b.local + r];
+    const float tile_max = call_.scale * I::reduce_max(I::max(highest[0], highest[1]));
+    const float new_max = tile_max > row_max ? tile_max : row_max;
+    // Where nothing has been seen yet, any finite shift gives e^-inf = 0.
+    const float shift = new_max == kMinusInfinity ? 0.0f : new_max;
+
+    const V scale = I::set1(call_.scale), minus_shift = I::set1(-shift);
+    Dword* p = layout_.p + r * (ld / kPair);
+    V sum[2] = {I::set1(0.0f), I::set1(0.0f)};
+    const auto probability = [&](Index column) {
+      const V x = I::exp(I::fma(I::load(s + column), scale, minus_shift));
+      I::store_operand(p, column, x);
+      return x;
+    };
+    for (c = columns.begin; c + 2 * kLanes <= columns.end; c += 2 * kLanes) {
+      sum[0] = I::add(sum[0], probability(c));
+      sum[1] = I::add(sum[1], probability(c + kLanes));
+    }
+    if (c < columns.end) sum[0] = I::add(sum[0], probability(c));
+
+    const float rescale = exp_of(row_max - shift);
+    layout_.rescale[r] = rescale;
+    float& row_sum = layout_.row_sum[b.local + r];
+    row_sum = row_sum * rescale + I::reduce_add(I::add(sum[0], sum[1]));
+    row_max = new_max;
+  }
+
+  static float exp_of(float x) {
+    alignas(64) float lanes[kLanes];
+    I::store(lanes, I::exp(I::set1(x)));
+    return lanes[0];
+  }
+
+  void weighted_values(const Block& b, const Range* strips, Index num_strips) {
+    const Index ld = call_.tiles.forward_keys / kPair;
+    for_panels<M>(layout_.width / kLanes, [&](Index panel, Index width) {
+      for (Index s = 0; s < num_strips; ++s) {
+        if (strips[s].empty()) continue;
+        const Index r = s * M::kRows;
+        const Index first = strips[s].begin / kPair;
+        M::multiply_add(layout_.p + r * ld + first, ld,
+                        layout_.v + panel * v_block() + first * kLanes, v_block(),
+                        (strips[s].end - strips[s].begin) / kPair,
+                        layout_.acc + (b.local + r) * layout_.width + panel * kLanes, layout_.width,
+                        strip_rows(b, s), width, layout_.rescale + r);
+      }
+    });
+  }
+
+  const ForwardCall& call_;
+  const ForwardTask& task_;
+  Layout layout_;
+};
+
+}  // namespace
+}  // namespace farspan::cpu
