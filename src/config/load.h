@@ -52,7 +52,8 @@ struct LoadedConfig {
   // Dotted key of every leaf -> "configs/a.yaml:12:3", "command line", "default",
   // or (after resolve) "implied: ...".
   std::map<std::string, std::string> origins;
-  std::string file;  // as given, for messages
+  std::string file;          // as given, for messages
+  std::vector<Issue> notes;  // what load_resolved found worth saying though it is no error
 };
 
 // What could be read, and what could not. load_config and parse_config throw instead.

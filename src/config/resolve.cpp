@@ -131,7 +131,7 @@ class Resolver {
       implied("schedule.warmup", "{:g}% of {} steps", schedule.warmup() * 100, steps);
       schedule.set_warmup(whole(schedule.warmup()));
     }
-    if (is_share(schedule.decay())) {
+    if (schedule.type() == "wsd" && is_share(schedule.decay())) {
       implied("schedule.decay", "{:g}% of {} steps", schedule.decay() * 100, steps);
       schedule.set_decay(whole(schedule.decay()));
     }

@@ -235,22 +235,33 @@ void Validator::check_schedule() {
   const double warmup = rounded(schedule.warmup()), decay = rounded(schedule.decay());
   const double total = static_cast<double>(steps);
   const bool wsd = schedule.type() == "wsd";
+  // Notes, not errors: a trial of a few steps of a long run's configuration is fine, and the
+  // schedule is defined for it (optim/schedule.h).
   if (steps > 0 && warmup >= total)
     add("schedule.warmup",
-        fmt::format("{} steps of warmup leave nothing of {} steps", warmup, steps),
-        "warm up for fewer steps, or a share such as 2%", {"train.steps", "train.tokens"});
+        fmt::format("{} steps of warmup leave nothing of the {} steps", warmup, steps),
+        "for a real run warm up for fewer steps, or a share such as 2%",
+        {"train.steps", "train.tokens"})
+        .note = true;
   else if (steps > 0 && wsd && warmup + decay > total)
     add("schedule.decay",
-        fmt::format("warmup {} and decay {} are more than the {} steps", warmup, decay, steps),
-        "shorten one, or use a share such as 10%",
-        {"schedule.warmup", "train.steps", "train.tokens"});
-  const auto given = [&](const char* key) {
+        fmt::format("warmup {} and decay {} are more than the {} steps: the decay is shortened",
+                    warmup, decay, steps),
+        "for a real run shorten one, or use a share such as 10%",
+        {"schedule.warmup", "train.steps", "train.tokens"})
+        .note = true;
+  // A value that nothing reads: a mistake when typed for this run, worth a word when in the file.
+  const auto unread = [&](const char* key, const char* reader) {
     const auto origin = loaded_.origins.find(key);
-    return origin != loaded_.origins.end() && origin->second == "command line";
+    const bool typed = origin != loaded_.origins.end() && origin->second == "command line";
+    add(key, fmt::format("is read by {} only, and schedule.type is {}", reader, schedule.type()),
+        "leave it out, or change schedule.type", {"schedule.type"})
+        .note = !typed;
   };
-  if (!wsd && given("schedule.decay"))
-    add("schedule.decay", fmt::format("is read by wsd only, and the type is {}", schedule.type()),
-        "use schedule.type=wsd, or leave it out", {"schedule.type"});
+  const config::Schedule defaults;
+  if (!wsd && schedule.decay() != defaults.decay()) unread("schedule.decay", "wsd");
+  if (schedule.type() == "constant" && schedule.min_lr_ratio() != defaults.min_lr_ratio())
+    unread("schedule.min_lr_ratio", "cosine, linear and wsd");
 }
 
 void Validator::check_optimizer() {
@@ -370,6 +381,7 @@ LoadedConfig load_resolved(const fs::path& path, std::span<const std::string> ov
   const bool failed = std::any_of(result.issues.begin(), result.issues.end(),
                                   [](const Issue& issue) { return !issue.note; });
   if (failed) throw ConfigError(std::move(result.issues));
+  result.loaded.notes = std::move(result.issues);
   return std::move(result.loaded);
 }
 

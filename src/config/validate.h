@@ -32,7 +32,7 @@ struct ValidateOptions {
 //   train.micro_batch auto      the largest divisor of the sequences per data rank whose tokens are
 //                               at most max(sequence_length, 8192 * parallel.context)
 //   train.steps                 train.tokens / batch_tokens, rounded up; train.tokens is then unset
-//   schedule.warmup, .decay     a share of train.steps in whole steps: nearest, at least 1
+//   schedule.warmup, and .decay of wsd   a share of train.steps in whole steps: nearest, at least 1
 void resolve(LoadedConfig& loaded, const ValidateOptions& options);
 
 // Ranks that the mesh asks for by itself: data x context, auto counting 1. What `config` and dry
@@ -44,7 +44,7 @@ int natural_ranks(const RunConfig& config);
 std::vector<Issue> validate(const LoadedConfig& loaded, const ValidateOptions& options);
 
 // load_config + resolve + validate; throws ConfigError with all issues of all three (less what only
-// follows from an earlier one) when one of them is not a note.
+// follows from an earlier one) when one of them is not a note; else they are in `notes`.
 LoadedConfig load_resolved(const std::filesystem::path& path,
                            std::span<const std::string> overrides, const ValidateOptions& options);
 
