@@ -116,6 +116,14 @@ class Mpirun(Launch):
                 (self.state / "saved").unlink()
                 (self.state / "waiting").unlink()
 
+    def test_a_signal_to_the_whole_group_reaches_mpirun_through_the_launcher_only(self):
+        process = self.start("mpirun.sh", "2", "a.yaml", plan=["wait -"])
+        self.wait_for("waiting")
+        os.killpg(process.pid, signal.SIGTERM)
+        text = process.communicate(timeout=30)[0]
+        self.assertEqual(process.returncode, 75, text)
+        self.assertTrue((self.state / "saved").exists())
+
     def test_usage(self):
         for arguments in ((), ("2",), ("two", "a.yaml"), ("0", "a.yaml")):
             self.assertEqual(self.run_to_end("mpirun.sh", *arguments, plan=[])[0], 2)
@@ -135,9 +143,9 @@ class Supervise(Launch):
             self.assertEqual(self.starts(), before + 1)
 
     def test_goes_on_while_there_is_progress(self):
-        plan = ["6 00000010", "75 00000020", "1 00000030", "6 00000040", "6 00000050", "0 00000060"]
+        plan = ["6 00000010", "6 -", "1 -", "75 00000020", "6 -", "6 -", "6 00000030", "0 00000040"]
         self.assertEqual(self.run_to_end("supervise.sh", "2", "a.yaml", plan=plan)[0], 0)
-        self.assertEqual(self.starts(), 6)
+        self.assertEqual(self.starts(), 8)
 
     def test_gives_up_after_three_starts_without_progress(self):
         plan = ["6 00000010"] + ["6 -"] * 9
