@@ -1,6 +1,7 @@
 // The program: finds the subcommand, runs it, and turns what it throws into one message and an exit
 // code (core/error.h).
 #include <algorithm>
+#include <csignal>
 #include <string>
 #include <vector>
 
@@ -67,6 +68,7 @@ int run(int argc, char** argv) {
       "5 numeric, 6 communication,\n7 does not fit, 8 extrapolates, 75 stopped and resumable.");
   Session session{.argc = &argc, .argv = &argv};
   add_config_command(app, session);
+  add_data_command(app, session);
   try {
     if (argc > 1) refuse_unknown_command(app, argv[1]);
     app.parse(argc, argv);
@@ -82,6 +84,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then an error of write(), not a death
   try {
     return run(argc, argv);
   } catch (...) {
