@@ -22,11 +22,7 @@ fi
 cmake --build --preset cpu --target farspan
 
 say "3/4  data"
-if [ -f data/kjv.train.h5 ] && [ -f data/kjv.val.h5 ]; then
-  echo "data/kjv.train.h5 and data/kjv.val.h5 are there already"
-else
-  scripts/make_kjv.sh
-fi
+scripts/make_kjv.sh
 
 say "4/4  training on two ranks: mpirun -np 2 build/cpu/farspan train configs/quickstart.yaml"
 if grep -qs '"status": "finished"' "$run/summary.json"; then
