@@ -1,0 +1,72 @@
+// What the CPU's operations share: configuration, the table of inner loops, workspace. Private to
+// kernels/cpu; the operations are spread over cpu_kernels.cpp, tokens.cpp and optimizer.cpp.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/cpu/attention/attention.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/rows/rows.h"
+
+namespace farspan::cpu {
+
+// Elements that one thread takes at least: below this, waking a thread costs more than it gives.
+inline constexpr std::int64_t kGrain = 16384;
+
+struct CpuKernels::Impl {
+  explicit Impl(CpuConfig given);
+
+  // Grows on first use of a size; steps of the same shapes then allocate nothing.
+  double* doubles(std::int64_t n) { return grown(double_workspace, n); }
+  float* floats(std::int64_t n) { return grown(float_workspace, n); }
+
+  template <typename Body>
+  void over_elements(std::int64_t n, const Body& body) const {
+    parallel_for(config.num_threads, n, kGrain, body);
+  }
+  // Rows of `width` elements, several to a grain.
+  template <typename Body>
+  void over_rows(std::int64_t num_rows, std::int64_t width, const Body& body) const {
+    const std::int64_t grain = std::max<std::int64_t>(1, kGrain / std::max<std::int64_t>(1, width));
+    parallel_for(config.num_threads, num_rows, grain, body);
+  }
+
+  CpuConfig config;
+  const RowOps& rows;
+  Matmul matmul;
+  AttentionEngine attention;
+  // rope_table's angles of positions 0..255, kept while inv_freq stays the same.
+  std::vector<double> low_angles;
+  std::vector<double> low_angles_inv_freq;
+  std::vector<double> double_workspace;
+  std::vector<float> float_workspace;
+
+ private:
+  template <typename T>
+  static T* grown(std::vector<T>& workspace, std::int64_t n) {
+    if (workspace.size() < static_cast<std::size_t>(n))
+      workspace.resize(static_cast<std::size_t>(n));
+    return workspace.data();
+  }
+};
+
+// Elements of the compute dtype as the inner loops see them.
+template <typename T>
+T* raw(const Tensor& t) {
+  return reinterpret_cast<T*>(t.data);
+}
+
+// Calls body(T{}, loops for T) with T float or std::uint16_t, by the compute dtype.
+template <typename Body>
+void by_dtype(DType dtype, const RowOps& rows, const Body& body) {
+  if (dtype == DType::kF32)
+    body(float{}, rows.f32);
+  else
+    body(std::uint16_t{}, rows.bf16);
+}
+
+}  // namespace farspan::cpu

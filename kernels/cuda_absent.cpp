@@ -1,0 +1,14 @@
+#include "core/error.h"
+#include "kernels/factories.h"
+
+namespace farspan {
+
+bool cuda_is_built() { return false; }
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
+  throw Error(ExitCode::kUsage, {.what = "this build has no CUDA backend",
+                                 .where = "device: cuda",
+                                 .fix = "build with cmake --preset cuda, or set device: cpu"});
+}
+
+}  // namespace farspan

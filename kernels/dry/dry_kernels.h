@@ -1,0 +1,46 @@
+// Kernels that count what they are asked for and touch no memory: FLOPs, bytes, calls. Behind
+// `checked` they also check every shape. The planner's estimate is a training step run on these.
+//
+//   DryKernels kernels;
+//   kernels.matmul({...}, stream);
+//   kernels.work().matmul_flops;   // 2 M N K
+//
+// Bytes are the least that a fused kernel moves: each input once, each output once, twice where it
+// is also read (accumulation, in place). Attention counts each tensor once per call.
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/kernels.h"
+
+namespace farspan::dry {
+
+class DryKernels final : public Kernels {
+ public:
+  const WorkCounters& work() const { return work_; }
+  void reset_work() { work_ = {}; }
+
+  void copy(const CopyArgs&, Stream&) override;
+  void fill(const FillArgs&, Stream&) override;
+  void add(const AddArgs&, Stream&) override;
+  void matmul(const MatmulArgs&, Stream&) override;
+  void rmsnorm_forward(const RmsNormForwardArgs&, Stream&) override;
+  void rmsnorm_backward(const RmsNormBackwardArgs&, Stream&) override;
+  void rope_table(const RopeTableArgs&, Stream&) override;
+  void rope_apply(const RopeApplyArgs&, Stream&) override;
+  void swiglu_forward(const SwiGluForwardArgs&, Stream&) override;
+  void swiglu_backward(const SwiGluBackwardArgs&, Stream&) override;
+  void embedding_forward(const EmbeddingForwardArgs&, Stream&) override;
+  void embedding_backward(const EmbeddingBackwardArgs&, Stream&) override;
+  void cross_entropy(const CrossEntropyArgs&, Stream&) override;
+  void squared_norm(const SquaredNormArgs&, Stream&) override;
+  void clip(const ClipArgs&, Stream&) override;
+  void adamw(const AdamWArgs&, Stream&) override;
+  void attention_forward(const AttentionForwardArgs&, Stream&) override;
+  void attention_delta(const AttentionDeltaArgs&, Stream&) override;
+  void attention_backward(const AttentionBackwardArgs&, Stream&) override;
+
+ private:
+  WorkCounters work_;
+};
+
+}  // namespace farspan::dry

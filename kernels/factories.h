@@ -1,0 +1,19 @@
+// One factory per kind of device. backend.cpp chooses among them; CMake chooses, for each kind that
+// can be absent, between the file that builds it and the one that explains its absence.
+#pragma once
+
+#include <memory>
+
+#include "kernels/backend.h"
+
+namespace farspan {
+
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
+std::unique_ptr<Backend> make_dry_backend(const BackendOptions& options);
+
+// kernels/cuda/factory.cpp, or cuda_absent.cpp where the build has no CUDA: then the first is false
+// and the second throws Error(kUsage).
+bool cuda_is_built();
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
+
+}  // namespace farspan

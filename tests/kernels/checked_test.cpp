@@ -1,0 +1,280 @@
+// What `checked` refuses, on the dry backend (nothing is read, so anything may be passed).
+#include "kernels/checked.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "kernels/backend.h"
+
+namespace farspan {
+namespace {
+
+using ::testing::HasSubstr;
+
+class CheckedTest : public ::testing::Test {
+ protected:
+  Tensor take(DType dtype, Shape shape) {
+    const Tensor t{
+        .data = buffer_.data() + used_, .dtype = dtype, .shape = shape, .device = buffer_.device()};
+    used_ += (t.bytes() + 63) / 64 * 64;
+    FARSPAN_CHECK(used_ <= buffer_.bytes());
+    return t;
+  }
+  Tensor f32(Shape shape) { return take(DType::kF32, shape); }
+  Tensor bf16(Shape shape) { return take(DType::kBF16, shape); }
+  Tensor i32(Shape shape) { return take(DType::kI32, shape); }
+  Tensor f64(Shape shape) { return take(DType::kF64, shape); }
+
+  // The message of the InternalError that `call` throws; fails when it throws none.
+  std::string refusal(const std::function<void(Kernels&, Stream&)>& call) {
+    try {
+      call(backend_->kernels(), backend_->stream());
+    } catch (const InternalError& e) {
+      return e.what();
+    }
+    ADD_FAILURE() << "not refused";
+    return {};
+  }
+
+  std::unique_ptr<Backend> backend_ = make_backend({.kind = DeviceKind::kDry});
+  Kernels& kernels() { return backend_->kernels(); }
+  Stream& stream() { return backend_->stream(); }
+
+ private:
+  Buffer buffer_ = backend_->device().allocate(1 << 20);
+  std::size_t used_ = 0;
+};
+
+TEST_F(CheckedTest, NamesOperationTensorAndBothShapes) {
+  const std::string message = refusal([&](Kernels& k, Stream& s) {
+    k.matmul({.a = f32({2, 3}), .b = f32({4, 5}), .out = f32({2, 5})}, s);
+  });
+  EXPECT_THAT(message, HasSubstr("matmul"));
+  EXPECT_THAT(message, HasSubstr("b is f32 (4, 5), expected f32 (3, 5)"));
+}
+
+TEST_F(CheckedTest, Matmul) {
+  const Tensor a = f32({2, 3});
+  const Tensor b = f32({3, 4});
+  EXPECT_NO_THROW(kernels().matmul({.a = a, .b = b, .out = f32({2, 4})}, stream()));
+  EXPECT_NO_THROW(
+      kernels().matmul({.a = a, .b = f32({4, 3}), .out = f32({2, 4}), .trans_b = true}, stream()));
+  const auto message = [&](const MatmulArgs& args) {
+    return refusal([&](Kernels& k, Stream& s) { k.matmul(args, s); });
+  };
+  EXPECT_THAT(message({.a = a, .b = b, .out = f32({2, 4}), .trans_a = true}), HasSubstr("b is"));
+  EXPECT_THAT(message({.a = a, .b = bf16({3, 4}), .out = f32({2, 4})}), HasSubstr("b is bf16"));
+  EXPECT_THAT(message({.a = a, .b = b, .out = bf16({2, 4})}), HasSubstr("out is neither"));
+  EXPECT_THAT(message({.a = bf16({2, 3}),
+                       .b = bf16({3, 4}),
+                       .out = bf16({2, 4}),
+                       .mode = GradMode::kAccumulate}),
+              HasSubstr("f32 out"));
+  EXPECT_THAT(message({.a = f32({3, 3}), .b = a.rows(0, 2), .out = a}), HasSubstr("matmul"));
+  const Tensor square = f32({3, 3});
+  EXPECT_THAT(message({.a = square, .b = f32({3, 3}), .out = square}), HasSubstr("overlaps a"));
+  EXPECT_THAT(message({.a = a, .b = b, .out = {}}), HasSubstr("out"));
+  EXPECT_THAT(message({.a = f32({6}), .b = b, .out = a}), HasSubstr("2 dimensions"));
+}
+
+TEST_F(CheckedTest, DevicesAndMissingTensors) {
+  float host[4] = {};
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.fill({.dst = host_tensor(host, {4})}, s); }),
+              HasSubstr("dst is on cpu:0, the kernels on dry:0"));
+  EXPECT_THAT(
+      refusal([&](Kernels& k, Stream& s) { k.fill({.dst = {.data = nullptr, .shape = {4}}}, s); }),
+      HasSubstr("dst is missing"));
+  EXPECT_NO_THROW(kernels().fill({.dst = {.data = nullptr, .shape = {0}}}, stream()));
+}
+
+TEST_F(CheckedTest, CopyAndAdd) {
+  const Tensor x = f32({8});
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.copy({.src = x, .dst = f32({7})}, s); }),
+              HasSubstr("differ in size"));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.copy({.src = x, .dst = i32({8})}, s); }),
+              HasSubstr("dtypes differ"));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) {
+                k.copy({.src = x.rows(0, 4), .dst = x.rows(2, 4)}, s);
+              }),
+              HasSubstr("overlaps"));
+  EXPECT_NO_THROW(kernels().add({.a = x, .b = f32({8}), .out = x}, stream()));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) {
+                k.add({.a = x.rows(0, 4), .b = f32({4}), .out = x.rows(1, 4)}, s);
+              }),
+              HasSubstr("out overlaps a without being the same tensor"));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.add({.a = x, .b = bf16({8}), .out = x}, s); }),
+              HasSubstr("b is bf16"));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.fill({.dst = take(DType::kU8, {4})}, s); }),
+              HasSubstr("neither"));
+}
+
+TEST_F(CheckedTest, NormAndActivation) {
+  const Tensor x = bf16({4, 6});
+  const RmsNormForwardArgs forward{
+      .x = x, .weight = bf16({6}), .y = bf16({4, 6}), .rstd = f32({4})};
+  EXPECT_NO_THROW(kernels().rmsnorm_forward(forward, stream()));
+  const auto norm = [&](auto change) {
+    RmsNormForwardArgs args = forward;
+    change(args);
+    return refusal([&](Kernels& k, Stream& s) { k.rmsnorm_forward(args, s); });
+  };
+  EXPECT_THAT(norm([&](auto& a) { a.weight = f32({6}); }), HasSubstr("weight is f32"));
+  EXPECT_THAT(norm([&](auto& a) { a.rstd = f32({5}); }), HasSubstr("rstd is f32 (5)"));
+  EXPECT_THAT(norm([&](auto& a) { a.y = a.x; }), HasSubstr("y overlaps x"));
+
+  const RmsNormBackwardArgs backward{.x = x,
+                                     .weight = forward.weight,
+                                     .rstd = forward.rstd,
+                                     .dy = forward.y,
+                                     .dx = forward.y,
+                                     .dweight = f32({6})};
+  EXPECT_NO_THROW(kernels().rmsnorm_backward(backward, stream()));
+  RmsNormBackwardArgs bad = backward;
+  bad.dx = x;
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.rmsnorm_backward(bad, s); }),
+              HasSubstr("dx overlaps x"));
+  bad = backward;
+  bad.dweight = bf16({6});
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.rmsnorm_backward(bad, s); }),
+              HasSubstr("dweight is bf16"));
+
+  const Tensor gate = f32({2, 4}), up = f32({2, 4}), dout = f32({2, 4});
+  EXPECT_NO_THROW(kernels().swiglu_backward(
+      {.gate = gate, .up = up, .dout = dout, .dgate = gate, .dup = dout}, stream()));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) {
+                k.swiglu_backward({.gate = gate, .up = up, .dout = dout, .dgate = up, .dup = up},
+                                  s);
+              }),
+              HasSubstr("dgate overlaps dup"));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) {
+                k.swiglu_forward({.gate = gate, .up = up, .out = f32({4, 2})}, s);
+              }),
+              HasSubstr("out is f32 (4, 2)"));
+}
+
+TEST_F(CheckedTest, TokenOperations) {
+  EXPECT_THAT(
+      refusal([&](Kernels& k, Stream& s) {
+        k.rope_table(
+            {.positions = i32({4}), .inv_freq = f32({2}), .cos = f32({4, 2}), .sin = f32({4, 2})},
+            s);
+      }),
+      HasSubstr("inv_freq is f32 (2), expected f64 (2)"));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) {
+                k.rope_apply({.x = f32({4, 1, 3}), .cos = f32({4, 1}), .sin = f32({4, 1})}, s);
+              }),
+              HasSubstr("odd"));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) {
+                k.rope_apply({.x = f32({4, 1, 4}), .cos = f32({4, 1}), .sin = f32({4, 2})}, s);
+              }),
+              HasSubstr("cos is"));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) {
+                k.embedding_forward(
+                    {.ids = take(DType::kI64, {3}), .table = f32({5, 2}), .out = f32({3, 2})}, s);
+              }),
+              HasSubstr("ids is i64"));
+  EXPECT_THAT(
+      refusal([&](Kernels& k, Stream& s) {
+        k.embedding_backward({.ids = i32({3}), .dout = bf16({3, 2}), .dtable = bf16({5, 2})}, s);
+      }),
+      HasSubstr("dtable is bf16"));
+  const Tensor logits = f32({3, 5});
+  const CrossEntropyArgs loss{.logits = logits,
+                              .labels = i32({3}),
+                              .dlogits = logits,
+                              .loss_sum = f64({1}),
+                              .valid_count = f64({1})};
+  EXPECT_NO_THROW(kernels().cross_entropy(loss, stream()));
+  CrossEntropyArgs bad = loss;
+  bad.dlogits = {
+      .data = logits.data, .dtype = DType::kBF16, .shape = {3, 5}, .device = logits.device};
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.cross_entropy(bad, s); }),
+              HasSubstr("dlogits overlaps logits without"));
+  bad = loss;
+  bad.labels = i32({2});
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.cross_entropy(bad, s); }),
+              HasSubstr("labels is"));
+}
+
+TEST_F(CheckedTest, Optimizer) {
+  EXPECT_THAT(
+      refusal([&](Kernels& k, Stream& s) { k.squared_norm({.x = bf16({4}), .sum = f64({1})}, s); }),
+      HasSubstr("x is bf16"));
+  const AdamWArgs good{.master = f32({4}),
+                       .m = f32({4}),
+                       .v = f32({4}),
+                       .grad = f32({4}),
+                       .working = bf16({4}),
+                       .grad_scale = f32({1}),
+                       .skip = i32({1}),
+                       .applied_steps = take(DType::kI64, {1})};
+  EXPECT_NO_THROW(kernels().adamw(good, stream()));
+  AdamWArgs bad = good;
+  bad.working = f32({4});
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.adamw(bad, s); }),
+              HasSubstr("working is f32"));
+  bad = good;
+  bad.v = bad.m;
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.adamw(bad, s); }), HasSubstr("m overlaps v"));
+  ClipArgs clip{.sum_squares = f64({1}),
+                .loss_sum = f64({1}),
+                .valid_count = f64({1}),
+                .grad_scale = f32({1}),
+                .grad_norm = f64({1}),
+                .skip = i32({1}),
+                .applied_steps = take(DType::kI64, {1}),
+                .skipped_steps = take(DType::kI64, {1})};
+  EXPECT_NO_THROW(kernels().clip(clip, stream()));
+  clip.max_norm = -1;
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.clip(clip, s); }), HasSubstr("negative"));
+}
+
+TEST_F(CheckedTest, Attention) {
+  const AttentionSlice slice{.q_len = 4, .k_len = 6};
+  const AttentionForwardArgs good{.q = f32({4, 4, 8}),
+                                  .k = f32({6, 2, 8}),
+                                  .v = f32({6, 2, 8}),
+                                  .acc = f32({4, 4, 8}),
+                                  .row_max = f32({4, 4}),
+                                  .row_sum = f32({4, 4}),
+                                  .slices = {&slice, 1},
+                                  .first = true};
+  EXPECT_NO_THROW(kernels().attention_forward(good, stream()));
+  const auto message = [&](auto change) {
+    AttentionForwardArgs args = good;
+    change(args);
+    return refusal([&](Kernels& k, Stream& s) { k.attention_forward(args, s); });
+  };
+  EXPECT_THAT(message([&](auto& a) { a.last = true; }), HasSubstr("out is"));
+  EXPECT_THAT(message([&](auto& a) { a.k = a.v = f32({6, 3, 8}); }), HasSubstr("do not divide"));
+  EXPECT_THAT(message([&](auto& a) { a.v = f32({6, 2, 7}); }), HasSubstr("v is"));
+  EXPECT_THAT(message([&](auto& a) { a.acc = bf16({4, 4, 8}); }), HasSubstr("acc is bf16"));
+  AttentionSlice outside{.q_begin = 1, .q_len = 4, .k_len = 6};
+  EXPECT_THAT(message([&](auto& a) { a.slices = {&outside, 1}; }), HasSubstr("does not fit"));
+  outside = {.q_len = 4, .k_len = 6, .kind = MaskKind::kBand};
+  EXPECT_THAT(message([&](auto& a) { a.slices = {&outside, 1}; }), HasSubstr("window 0"));
+
+  AttentionBackwardArgs backward{.q = good.q,
+                                 .k = good.k,
+                                 .v = good.v,
+                                 .dout = f32({4, 4, 8}),
+                                 .lse = f32({4, 4}),
+                                 .delta = f32({4, 4}),
+                                 .dq = f32({4, 4, 8}),
+                                 .dk = f32({6, 2, 8}),
+                                 .dv = f32({6, 2, 8}),
+                                 .slices = {&slice, 1}};
+  EXPECT_NO_THROW(kernels().attention_backward(backward, stream()));
+  backward.dv = backward.dk;
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.attention_backward(backward, s); }),
+              HasSubstr("dk overlaps dv"));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) {
+                k.attention_delta({.out = good.q, .dout = good.acc, .delta = f32({4, 5})}, s);
+              }),
+              HasSubstr("delta is"));
+}
+
+}  // namespace
+}  // namespace farspan

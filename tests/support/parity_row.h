@@ -1,0 +1,70 @@
+// The rows that every parity test runs on: backend, instruction set, dtype. A new backend becomes a
+// row here and nowhere else.
+//
+//   class Parity : public ParityTest {};
+//   TEST_P(Parity, Add) { ... backend() ... dtype() ... }
+//   INSTANTIATE_TEST_SUITE_P(Rows, Parity, ::testing::ValuesIn(parity_rows()), name_of_row);
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/isa.h"
+#include "support/device_values.h"
+
+namespace farspan::testing {
+
+struct ParityRow {
+  DeviceKind kind;
+  CpuIsa isa;  // kAuto where it means nothing
+  DType dtype;
+};
+
+inline std::vector<ParityRow> parity_rows() {
+  std::vector<ParityRow> rows;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const CpuIsa isa :
+         {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx})
+      rows.push_back({DeviceKind::kCpu, isa, dtype});
+    for (const DeviceKind kind : built_backends())
+      if (kind == DeviceKind::kCuda) rows.push_back({kind, CpuIsa::kAuto, dtype});
+  }
+  return rows;
+}
+
+inline std::string name_of_row(const ::testing::TestParamInfo<ParityRow>& info) {
+  const ParityRow& row = info.param;
+  const std::string where =
+      row.kind == DeviceKind::kCuda ? "cuda" : fmt::format("cpu_{}", name_of(row.isa));
+  return fmt::format("{}_{}", where, name_of(row.dtype));
+}
+
+class ParityTest : public ::testing::TestWithParam<ParityRow> {
+ protected:
+  void SetUp() override {
+    const ParityRow& row = GetParam();
+    if (row.kind == DeviceKind::kCpu && !cpu_supports(row.isa))
+      GTEST_SKIP() << "this processor has no " << name_of(row.isa);
+    backend_ = make_backend({.kind = row.kind, .num_threads = 2, .cpu_isa = row.isa});
+    on_ = std::make_unique<DeviceValues>(*backend_);
+  }
+
+  DType dtype() const { return GetParam().dtype; }
+  Kernels& kernels() { return backend_->kernels(); }
+  Stream& stream() { return backend_->stream(); }
+  DeviceValues& on() { return *on_; }
+  // Normal numbers that the row's dtype represents exactly.
+  std::vector<double> values(std::int64_t n, std::uint64_t seed, double scale = 1) const {
+    return rounded(random_values(n, seed, scale), dtype());
+  }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<DeviceValues> on_;
+};
+
+}  // namespace farspan::testing
