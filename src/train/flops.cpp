@@ -21,7 +21,7 @@ struct MatmulShape {
 constexpr std::array<MatmulShape, 3> kCpuShapes = {
     {{1024, 1024, 1024}, {2048, 1024, 1024}, {1536, 1536, 1536}}};
 constexpr std::array<MatmulShape, 2> kGpuShapes = {{{4096, 4096, 4096}, {8192, 8192, 8192}}};
-constexpr double kSecondsPerShape = 0.12;
+constexpr double kSecondsPerShape = 0.08;
 constexpr int kMinRuns = 2;
 
 // Seconds of the fastest of several products of this shape, after one that warms up.
