@@ -69,6 +69,8 @@ int run(int argc, char** argv) {
   Session session{.argc = &argc, .argv = &argv};
   add_config_command(app, session);
   add_data_command(app, session);
+  add_inspect_command(app, session);
+  add_doctor_command(app, session);
   try {
     if (argc > 1) refuse_unknown_command(app, argv[1]);
     app.parse(argc, argv);
