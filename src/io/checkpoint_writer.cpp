@@ -210,7 +210,7 @@ void CheckpointWriter::Impl::run() {
     {
       const std::lock_guard held(mutex);
       if (outcome) outcomes.push_back(std::move(*outcome));
-      if (failure) error = failure;
+      if (failure) error = std::move(failure);  // the last reference: whoever takes it frees it
       busy = false;
     }
     changed.notify_all();

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <exception>
 #include <iostream>
+#include <stdexcept>
 #include <utility>
 
 namespace farspan::io_test {
@@ -41,5 +42,22 @@ int exit_code_of(Body&& body) {
   const int status = end_of(start_child(std::forward<Body>(body)));
   return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
+
+// While it lives, root is an ordinary user (others are what they are). Then root again: leak
+// checkers need it at exit.
+class OrdinaryUser {
+ public:
+  OrdinaryUser() : was_root_(::geteuid() == 0) {
+    if (was_root_ && ::seteuid(65534) != 0) throw std::runtime_error("seteuid");
+  }
+  OrdinaryUser(const OrdinaryUser&) = delete;
+  OrdinaryUser& operator=(const OrdinaryUser&) = delete;
+  ~OrdinaryUser() {
+    if (was_root_ && ::seteuid(0) != 0) std::abort();
+  }
+
+ private:
+  bool was_root_;
+};
 
 }  // namespace farspan::io_test
