@@ -158,7 +158,8 @@ void Doctor::examine_kernels() {
   section("kernels");
   try {
     const auto backend = make_backend({.kind = DeviceKind::kCpu, .num_threads = cores_});
-    fact("cpu", backend->description());
+    const std::string description = backend->description();
+    fact("cpu", description.substr(description.starts_with("cpu: ") ? 5 : 0));
     const SelfCheck check = self_check(*backend);
     fact("matmul 1024", fmt::format("f32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s", check.f32_gflops,
                                     check.bf16_gflops));

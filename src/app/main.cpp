@@ -67,6 +67,7 @@ int run(int argc, char** argv) {
       "configuration.\nExit codes: 0 done, 1 bug, 2 usage, 3 bad data, 4 memory or disk, "
       "5 numeric, 6 communication,\n7 does not fit, 8 extrapolates, 75 stopped and resumable.");
   Session session{.argc = &argc, .argv = &argv};
+  add_train_command(app, session);
   add_config_command(app, session);
   add_data_command(app, session);
   add_inspect_command(app, session);

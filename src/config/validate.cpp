@@ -179,8 +179,9 @@ void Validator::check_mesh() {
       fmt::format("data {} x context {}", data > 0 ? fmt::to_string(data) : "auto",
                   context > 0 ? fmt::to_string(context) : "auto");
   const bool data_fits = data > 0 && ranks % data == 0;
-  const std::string other = data_fits ? fmt::format("parallel.context={}", ranks / data)
-                                      : fmt::format("parallel.data=1 parallel.context={}", ranks);
+  const std::string other = data == 0   ? fmt::format("parallel.context={}", ranks)
+                            : data_fits ? fmt::format("parallel.context={}", ranks / data)
+                                        : fmt::format("parallel.data=1 parallel.context={}", ranks);
   add("parallel.context",
       fmt::format("{} rank{} not fit a mesh of {}", ranks, ranks == 1 ? " does" : "s do", mesh),
       fmt::format("start {}{} ranks (mpirun -np {} farspan ..., or --local-ranks {}), or set {}",

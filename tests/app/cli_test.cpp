@@ -80,6 +80,9 @@ TEST_F(Cli, UsageErrorsGiveTwoAndWhatToDo) {
       {"config configs", "is a folder"},
       {"config configs/tiny.yaml --ranks 0", "--ranks"},
       {"config configs/tiny.yaml train.stepz=3", "did you mean train.steps?"},
+      {"trian configs/tiny.yaml", "did you mean train?"},
+      {"train", "config is required"},
+      {"train configs/tiny.yaml --local-rank 2", "did you mean --local-ranks?"},
       {"config configs/quickstart.yaml --ranks 3", "3 ranks do not fit"},
   };
   for (const auto& [arguments, words] : cases) {
@@ -157,6 +160,22 @@ TEST_F(Cli, ConfigReportsEveryProblemOnce) {
   EXPECT_TRUE(has(outcome.err, path + ":2:7: seed: '010' looks octal")) << outcome.err;
   EXPECT_TRUE(has(outcome.err, path + ":3:16: train.steps")) << outcome.err;
   EXPECT_EQ(outcome.err.find("farspan: error:"), outcome.err.rfind("farspan: error:"));
+}
+
+TEST_F(Cli, Doctor) {
+  const Outcome text = run("doctor");
+  EXPECT_EQ(text.code, 0) << text.out << text.err;
+  for (const char* words :
+       {"HDF5", "cores", "attention", "oneDNN", "self-check        passed", "mpirun"})
+    EXPECT_TRUE(has(text.out, words)) << words << "\n" << text.out;
+  const Outcome bare = run("doctor --json", "PATH=/nonexistent OMP_NUM_THREADS=1000");
+  EXPECT_EQ(bare.code, 0) << bare.err;
+  const auto json = nlohmann::json::parse(bare.out);
+  EXPECT_EQ(json["ok"], true);
+  EXPECT_EQ(json["mpi"]["mpirun"], "not found");
+  std::string findings = json["findings"].dump();
+  for (const char* words : {"mpirun is not on the PATH", "gnuplot", "OMP_NUM_THREADS is 1000"})
+    EXPECT_TRUE(has(findings, words)) << words << "\n" << findings;
 }
 
 TEST_F(Cli, ConfigKeys) {
