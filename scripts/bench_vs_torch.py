@@ -44,7 +44,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Written-out attention holds heads x S x S scores for each layer.
 WRITTEN_OUT_LIMIT = 4096
 # A variant this much slower than the best of its row after the first turn is not timed again.
-HOPELESS = 1.3
+HOPELESS = 1.5
 
 
 # ---- PyTorch -------------------------------------------------------------------------------------

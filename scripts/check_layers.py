@@ -11,8 +11,10 @@ as file:line each
   * vendor header outside the files that own it (VENDORS below);
   * getenv below src/app, and OpenMP outside the CPU kernels and the program.
 
-A folder without an add_module of its own belongs to the nearest parent that has one; src/app is the
-program and may include everything. Exit status: 0 clean, 1 findings, 2 cannot run.
+A file that some SOURCES list belongs to that module, and so does its header; any other file to the
+nearest folder above it that has an add_module; src/app is the program and may include everything. A
+module nested in another's folder implements its interface: it may include the headers that lie
+directly in that folder. Exit status: 0 clean, 1 findings, 2 cannot run.
 """
 
 import os
@@ -166,29 +168,25 @@ class Owners:
     """Which module a file belongs to."""
 
     def __init__(self, modules):
-        self.by_folder = {}
+        self.by_folder, self.by_source = {}, {}
         for module in modules.values():
-            self.by_folder.setdefault(module.folder, []).append(module)
+            self.by_folder.setdefault(module.folder, module)
+            for source in module.sources:
+                listed = os.path.normpath(Path(module.folder) / source)
+                self.by_source[os.path.splitext(listed)[0]] = module
 
     def of(self, path):
+        listed = self.by_source.get(os.path.splitext(path)[0])
+        if listed:
+            return listed
         folder = Path(path).parent
         while folder.as_posix() not in (".", ""):
-            here = self.by_folder.get(folder.as_posix())
-            if here:
-                return self.choose(here, path)
+            if folder.as_posix() in self.by_folder:
+                return self.by_folder[folder.as_posix()]
             if folder.as_posix() == "src/app":
                 return Module(PROGRAM, "src/app", 1, [])
             folder = folder.parent
         return None
-
-    @staticmethod
-    def choose(here, path):
-        """Of several modules in one folder, the one that lists the file or its .cpp."""
-        for module in here:
-            stems = {(Path(module.folder) / s).with_suffix("") for s in module.sources}
-            if Path(path).with_suffix("") in stems:
-                return module
-        return here[0]
 
 
 def resolve(include, path, root):
@@ -231,6 +229,9 @@ def check_include(include, angled, path, module, owners, root):
         return None
     if owner.name == PROGRAM:
         return f'#include "{include}": nothing may include the program (src/app)'
+    implements = module.folder.startswith(owner.folder + "/")
+    if implements and Path(target).parent.as_posix() == owner.folder:
+        return None
     if owner.name not in module.deps:
         return (f'#include "{include}": module \'{module.name}\' does not name \'{owner.name}\' in '
                 f"the DEPS of {module.where()}")

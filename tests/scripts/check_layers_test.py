@@ -25,7 +25,12 @@ CLEAN = {
     "kernels/args.h": '#include "core/a.h"\n',
     "kernels/backend.cpp": '#include "kernels/cpu/attention/forward.h"\n',
     "kernels/cpu/matmul.cpp": '#include <oneapi/dnnl/dnnl.hpp>\n#pragma omp parallel\n',
-    "kernels/cpu/attention/CMakeLists.txt": "add_module(cpu_attention DEPS core SOURCES f.cpp)",
+    "kernels/cpu/attention/CMakeLists.txt":
+        "add_module(cpu_attention DEPS core SOURCES f.cpp ../isa.cpp)",
+    "kernels/cpu/attention/f.cpp": '#include "kernels/args.h"\n#include "kernels/cpu/isa.h"\n',
+    "kernels/cpu/isa.h": "",
+    "kernels/cpu/isa.cpp": "",
+    "kernels/cpu/state.h": "",
     "kernels/cpu/attention/forward.h": '// #include <mpi.h>\n/* getenv("x")\n */\n',
 }
 
@@ -60,6 +65,15 @@ class CheckLayers(unittest.TestCase):
     def test_include_of_a_nested_module(self):
         self.expect({"src/data/x.h": '#include "kernels/cpu/attention/forward.h"\n'},
                     "src/data/x.h:1", "'data' does not name 'cpu_attention'")
+
+    def test_nested_module_sees_the_interface_only(self):
+        self.expect({"kernels/cpu/attention/x.h": '#include "kernels/cpu/state.h"\n'},
+                    "kernels/cpu/attention/x.h:1", "'cpu_attention' does not name 'kernels'")
+
+    def test_listed_source_belongs_to_the_module_that_lists_it(self):
+        self.expect({"kernels/CMakeLists.txt": "add_module(kernels DEPS core SOURCES backend.cpp)",
+                     "kernels/backend.cpp": '#include "kernels/cpu/isa.h"\n'},
+                    "kernels/backend.cpp:1", "does not name 'cpu_attention'")
 
     def test_relative_include_is_no_way_round(self):
         self.expect({"src/comm/x.h": '#include "../config/run.pb.h"\n',
