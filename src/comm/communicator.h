@@ -7,9 +7,10 @@
 //
 // Every rank of the group calls the same operations in the same order. Each operation is one
 // numbered collective: a rank that calls another one, or with another size, is reported by name on
-// every rank (Error kCommunication: "collective #12: rank 0 calls all_reduce of 4096 bytes (sum of
-// f32), rank 1 calls barrier"), not waited for. The checks see one communicator: ranks that call
-// two communicators in different orders and block wait until the watchdog ends them.
+// every rank, in this operation or its next (Error kCommunication: "collective #12: rank 0 calls
+// all_reduce of 4096 bytes (sum of f32), rank 1 calls barrier"), not waited for. The checks see one
+// communicator: ranks that call two communicators in different orders and block wait until the
+// watchdog ends them.
 //
 // Reductions add in ascending rank order, in f32 or f64 (bf16 is widened and rounded once), so the
 // result is bitwise equal on every rank, on every run and under every transport for CPU tensors.

@@ -14,6 +14,7 @@
 #include "comm/communicator.h"
 #include "comm/engine.h"
 #include "comm/schedule.h"
+#include "comm/shared_error.h"
 
 namespace farspan {
 
@@ -26,9 +27,6 @@ class Flight {
   // Moves what can be moved; true when every transfer has landed. Throws Error(kCommunication).
   virtual bool poll() = 0;
   virtual bool landed(std::size_t transfer) const = 0;
-  // Not empty when a message had another size than its receiver expected (bytes beyond the smaller
-  // of the two are not touched).
-  virtual std::string_view fault() const = 0;
   // A rank of the group whose program has ended with a transfer of this flight still open.
   virtual std::optional<int> lost_peer() = 0;
   // Gives up: the buffers are not touched afterwards, except by messages that the peer has begun to
@@ -46,8 +44,9 @@ class Link {
   // This rank's number in the whole job, for people.
   virtual int job_rank() const = 0;
 
-  // Starts transfers with other ranks. A send meets the receive of equal channel and sequence, and
-  // several of one pair of ranks meet in the order of starting.
+  // Starts transfers with other ranks. A send meets the receive of equal channel, sequence and
+  // size, and several of one pair of ranks meet in the order of starting. Transfers of unequal
+  // sizes do not meet: where ranks disagree, their headers tell, and memory stays as it is.
   virtual std::unique_ptr<Flight> start(Channel channel, std::uint64_t sequence,
                                         std::span<const Transfer> transfers) = 0;
 
@@ -58,9 +57,11 @@ class Link {
 
   // Throws SharedError(kCommunication, report = false) once the job has failed.
   virtual void check_job() const = 0;
-  // Fails the job: every rank's check_job() throws from now on. True when this is the job's first
-  // failure, the one to print.
-  virtual bool announce(const Error& error) noexcept = 0;
+  // Fails the job: every rank's check_job() throws from now on. `report`: the error is to be thrown
+  // by raise().
+  virtual void announce(const Error& error, bool report) noexcept = 0;
+  // Throws the job's error if it is this rank's to report, else `error` (comm/fate.h).
+  [[noreturn]] virtual void raise(const SharedError& error) = 0;
   virtual void abort(ExitCode code, std::string_view reason) noexcept = 0;
 };
 

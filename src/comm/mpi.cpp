@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "comm/factory.h"
+#include "comm/fate.h"
 #include "comm/scheduled_communicator.h"
 
 namespace farspan {
@@ -45,6 +46,7 @@ constexpr milliseconds kLostGrace{2000};
 constexpr milliseconds kReportGrace{100};
 // For the rank that reports a failure to print and end the job before another rank does.
 constexpr milliseconds kAbortGrace{2000};
+constexpr milliseconds kOutputGrace{100};
 // MPI counts are int: larger transfers go in pieces of this many bytes.
 constexpr std::size_t kMaxPiece = std::size_t{1} << 30;
 constexpr int kControlTag = 1;
@@ -126,14 +128,7 @@ class MpiJob {
     const std::int64_t at = ended_at_[static_cast<std::size_t>(rank)].load();
     return at != 0 && now_ns() - at > std::chrono::nanoseconds(kLostGrace).count();
   }
-  bool failed() const { return failed_.load(); }
-  void check() const {
-    if (!failed()) return;
-    const std::lock_guard lock(failure_mutex_);
-    throw SharedError(Error(ExitCode::kCommunication,
-                            {.what = reason_, .where = fmt::format("rank {}", failed_rank_)}),
-                      failed_rank_, false);
-  }
+  Fate& fate() { return fate_; }
 
   // Reads what the control communicator has received, if the last look is old enough.
   void poll_control(milliseconds interval) noexcept {
@@ -149,30 +144,25 @@ class MpiJob {
     }
   }
 
-  // True when this rank is the one to report the failure.
-  bool fail(const std::string& reason) noexcept {
-    {
-      const std::lock_guard lock(failure_mutex_);
-      if (failed()) return false;
-      failed_rank_ = rank_;
-      reason_ = reason;
-      failed_ = true;
-    }
+  // Fails the job and tells everybody. Waits a moment, so that of several ranks that see one
+  // failure the lowest reports it.
+  void fail(const Error& error, bool report) noexcept {
+    if (!fate_.fail(rank_, error.text(), error.code(), report)) return;
     Notice notice{.kind = Notice::kFailed, .rank = rank_};
-    std::strncpy(notice.reason.data(), reason.c_str(), notice.reason.size() - 1);
+    std::strncpy(notice.reason.data(), error.text().what.c_str(), notice.reason.size() - 1);
     tell_others(notice);
-    for (const auto end = Clock::now() + kReportGrace; size_ > 1 && Clock::now() < end;) {
+    for (const auto end = Clock::now() + kReportGrace; report && size_ > 1 && Clock::now() < end;) {
       poll_control(milliseconds{0});
       std::this_thread::sleep_for(microseconds{200});
     }
-    const std::lock_guard lock(failure_mutex_);
-    return failed_rank_ == rank_;
   }
 
   [[noreturn]] void abort(ExitCode code, std::string_view reason) noexcept {
-    if (failed() && reporter() != rank_) std::this_thread::sleep_for(kAbortGrace);
+    wait_for_reporter();
     if (!reason.empty()) fmt::print(stderr, "farspan: rank {} ends the job: {}\n", rank_, reason);
     std::fflush(nullptr);
+    // mpirun drops output that it has not read when it learns of the abort.
+    if (size_ > 1) std::this_thread::sleep_for(kOutputGrace);
     MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code));
     std::_Exit(static_cast<int>(code));
   }
@@ -181,12 +171,13 @@ class MpiJob {
   // come here. Waits for them unless something has failed; then MPI_Finalize could wait for ever.
   bool end(bool unwinding) noexcept {
     tell_others({.kind = Notice::kEnded, .rank = rank_});
-    while (!unwinding && !failed() && num_ended_ != size_ - 1) {
+    while (!unwinding && !fate_.failed() && num_ended_ != size_ - 1) {
       poll_control(milliseconds{0});
       if (num_ended_ != size_ - 1) std::this_thread::sleep_for(microseconds{200});
     }
     engine_->stop();
-    if (unwinding || failed()) return false;
+    if (!unwinding) wait_for_reporter();
+    if (unwinding || fate_.failed()) return false;
     for (Outgoing& out : outgoing_) MPI_Wait(&out.request, MPI_STATUS_IGNORE);
     MPI_Cancel(&receive_);
     MPI_Wait(&receive_, MPI_STATUS_IGNORE);
@@ -201,9 +192,9 @@ class MpiJob {
     MPI_Request request = MPI_REQUEST_NULL;
   };
 
-  int reporter() const {
-    const std::lock_guard lock(failure_mutex_);
-    return failed_rank_;
+  // After another rank's failure: that rank prints it and ends this process, with its exit code.
+  void wait_for_reporter() const noexcept {
+    if (fate_.failed() && fate_.rank() != rank_) std::this_thread::sleep_for(kAbortGrace);
   }
   void open_receive() noexcept {
     MPI_Irecv(&incoming_, sizeof(Notice), MPI_BYTE, MPI_ANY_SOURCE, kControlTag, control_,
@@ -215,11 +206,7 @@ class MpiJob {
       ++num_ended_;
       return;
     }
-    const std::lock_guard lock(failure_mutex_);
-    if (failed() && failed_rank_ <= notice.rank) return;
-    failed_rank_ = notice.rank;
-    reason_ = notice.reason.data();
-    failed_ = true;
+    fate_.hear(notice.rank, notice.reason.data());
   }
   void tell_others(const Notice& notice) noexcept {
     const std::lock_guard lock(outgoing_mutex_);
@@ -241,10 +228,7 @@ class MpiJob {
 
   std::vector<std::atomic<std::int64_t>> ended_at_;  // 0: has not
   std::atomic<int> num_ended_{0};
-  std::atomic<bool> failed_{false};
-  mutable std::mutex failure_mutex_;
-  int failed_rank_ = -1;
-  std::string reason_;
+  Fate fate_;
   std::atomic<bool> finalized_{false};
   std::unique_ptr<MpiEngine> engine_;
 };
@@ -287,17 +271,27 @@ void MpiEngine::run() {
   }
 }
 
+// 31 bits: channel, 14 of the sequence (operations that far apart are never under way together), 16
+// of the size. Sizes are in it because Open MPI 4.1.4 crashes when a large message meets a smaller
+// receive: ranks that disagree shall not meet at all, their headers tell.
+int tag_of(Channel channel, std::uint64_t sequence, std::size_t bytes) {
+  const std::uint64_t size_bits =
+      bytes < 0x8000 ? bytes : 0x8000 | (bytes * 0x9e3779b97f4a7c15u >> 49);
+  return static_cast<int>((size_bits << 15) | (sequence & 0x3fff) << 1 |
+                          (channel == Channel::kData ? 1 : 0));
+}
+
 class MpiFlight final : public Flight {
  public:
-  MpiFlight(std::shared_ptr<MpiJob> job, MPI_Comm comm, int tag, const std::vector<int>& job_ranks,
-            std::span<const Transfer> transfers)
+  MpiFlight(std::shared_ptr<MpiJob> job, MPI_Comm comm, Channel channel, std::uint64_t sequence,
+            const std::vector<int>& job_ranks, std::span<const Transfer> transfers)
       : job_(std::move(job)), job_ranks_(job_ranks), pieces_left_(transfers.size(), 0) {
     for (std::size_t i = 0; i < transfers.size(); ++i) {
       const Transfer& t = transfers[i];
       std::size_t done = 0;
       do {
         const std::size_t bytes = std::min(kMaxPiece, t.bytes - done);
-        start(comm, tag, t, i, done, static_cast<int>(bytes));
+        start(comm, tag_of(channel, sequence, bytes), t, i, done, static_cast<int>(bytes));
         done += bytes;
       } while (done < t.bytes);
     }
@@ -314,13 +308,13 @@ class MpiFlight final : public Flight {
     for (int k = 0; k < num_done && num_done != MPI_UNDEFINED; ++k) {
       const auto index = static_cast<std::size_t>(indices_[static_cast<std::size_t>(k)]);
       const MPI_Status& status = statuses_[static_cast<std::size_t>(k)];
-      if (code == MPI_ERR_IN_STATUS) check_status(status.MPI_ERROR, pieces_[index]);
+      if (code == MPI_ERR_IN_STATUS && status.MPI_ERROR != MPI_ERR_PENDING)
+        check_mpi(status.MPI_ERROR, pieces_[index].send ? "a send by MPI" : "a receive by MPI");
       take(pieces_[index], status);
     }
     return num_open_ == 0;
   }
   bool landed(std::size_t i) const override { return pieces_left_[i] == 0; }
-  std::string_view fault() const override { return fault_; }
 
   std::optional<int> lost_peer() override {
     if (!job_->any_ended()) return std::nullopt;
@@ -369,23 +363,16 @@ class MpiFlight final : public Flight {
     ++pieces_left_[index];
     ++num_open_;
   }
-  void check_status(int code, const Piece& piece) {
-    if (code == MPI_SUCCESS || code == MPI_ERR_PENDING) return;
-    int error_class = 0;
-    MPI_Error_class(code, &error_class);
-    if (error_class != MPI_ERR_TRUNCATE)
-      check_mpi(code, piece.send ? "a send by MPI" : "a receive by MPI");
-    fault_ = fmt::format("a message of more than {} bytes from rank {}", piece.bytes, piece.peer);
-  }
   void take(const Piece& piece, const MPI_Status& status) {
     --pieces_left_[piece.transfer];
     --num_open_;
-    if (piece.send || !fault_.empty()) return;
+    if (piece.send) return;
     int bytes = 0;
     MPI_Get_count(&status, MPI_BYTE, &bytes);
     if (bytes != piece.bytes)
-      fault_ = fmt::format("a message of {} bytes from rank {} where {} were expected", bytes,
-                           piece.peer, piece.bytes);
+      throw Error(ExitCode::kCommunication,
+                  {.what = fmt::format("a message of {} bytes from rank {} where {} were expected",
+                                       bytes, piece.peer, piece.bytes)});
   }
 
   std::shared_ptr<MpiJob> job_;
@@ -396,7 +383,6 @@ class MpiFlight final : public Flight {
   std::vector<int> indices_;
   std::vector<MPI_Status> statuses_;
   std::size_t num_open_ = 0;
-  std::string fault_;
 };
 
 class MpiLink final : public Link {
@@ -409,7 +395,7 @@ class MpiLink final : public Link {
   }
   ~MpiLink() override {
     // After a failure the group's messages may still be under way: the group is left to MPI.
-    if (!job_->finalized() && !job_->failed()) MPI_Comm_free(&comm_);
+    if (!job_->finalized() && !job_->fate().failed()) MPI_Comm_free(&comm_);
   }
   MpiLink(const MpiLink&) = delete;
   MpiLink& operator=(const MpiLink&) = delete;
@@ -422,10 +408,7 @@ class MpiLink final : public Link {
 
   std::unique_ptr<Flight> start(Channel channel, std::uint64_t sequence,
                                 std::span<const Transfer> transfers) override {
-    // Operations more than 2^20 apart are never under way together.
-    const auto tag = static_cast<int>((sequence % (std::uint64_t{1} << 20)) * 2 +
-                                      (channel == Channel::kData ? 1 : 0));
-    return std::make_unique<MpiFlight>(job_, comm_, tag, job_ranks_, transfers);
+    return std::make_unique<MpiFlight>(job_, comm_, channel, sequence, job_ranks_, transfers);
   }
 
   std::unique_ptr<Link> split(std::span<const SplitPlace> places, std::uint64_t) override {
@@ -442,8 +425,11 @@ class MpiLink final : public Link {
     return std::make_unique<MpiLink>(job_, part, std::move(job_ranks));
   }
 
-  void check_job() const override { job_->check(); }
-  bool announce(const Error& error) noexcept override { return job_->fail(error.text().what); }
+  void check_job() const override { job_->fate().check(); }
+  void announce(const Error& error, bool report) noexcept override { job_->fail(error, report); }
+  [[noreturn]] void raise(const SharedError& error) override {
+    job_->fate().raise(job_->rank(), error);
+  }
   void abort(ExitCode code, std::string_view reason) noexcept override {
     job_->abort(code, reason);
   }
@@ -489,7 +475,7 @@ MpiSession::MpiSession(int* argc, char*** argv, MpiOptions options)
 
 MpiSession::~MpiSession() {
   const bool unwinding = std::uncaught_exceptions() > impl_->unwinding;
-  if (!unwinding && !impl_->job->failed()) impl_->world.reset();
+  if (!unwinding && !impl_->job->fate().failed()) impl_->world.reset();
   if (impl_->job->end(unwinding)) MPI_Finalize();
 }
 

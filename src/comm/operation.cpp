@@ -77,12 +77,14 @@ bool Operation::advance() {
     } catch (const SharedError& consequence) {
       fail(consequence);
     } catch (const Error& error) {
-      fail(SharedError(error, link_->job_rank(), link_->announce(error)));
+      link_->announce(error, true);
+      fail(SharedError(error, link_->job_rank(), false));
     } catch (const std::exception& unexpected) {
       const Error error(
           ExitCode::kExhausted,
           {.what = fmt::format("{} failed: {}", plan_.call.describe(), unexpected.what())});
-      fail(SharedError(error, link_->job_rank(), link_->announce(error)));
+      link_->announce(error, true);
+      fail(SharedError(error, link_->job_rank(), false));
     }
   }
   lock.unlock();
@@ -94,19 +96,11 @@ void Operation::step() {
   if (!opened_) open();
   const bool agreed = check_calls();
   while (!data_done_ && (data_ == nullptr || data_->poll())) {
-    if (data_ != nullptr && !data_->fault().empty()) {
-      // Another size than expected: most likely another call, which its header will tell.
-      fault_ = data_->fault();
-      data_done_ = true;
-      break;
-    }
     plan_.schedule->end_phase(phase_, scratch_.data());
     ++phase_;
     data_done_ = !begin_phase();
   }
   if (data_done_ && agreed) {
-    FARSPAN_CHECK(fault_.empty(), "collective #{} ({}): {}", plan_.call.sequence,
-                  plan_.call.describe(), fault_);
     close();
     finished_.store(true, std::memory_order_release);
     return;
@@ -210,7 +204,7 @@ void Operation::fail(const SharedError& error) noexcept {
 }
 
 void Operation::rethrow() const {
-  if (error_) throw *error_;
+  if (error_) link_->raise(*error_);
 }
 
 void Operation::abandon() noexcept {
@@ -220,7 +214,7 @@ void Operation::abandon() noexcept {
                     {.what = fmt::format("rank {} left collective #{} ({}) unfinished",
                                          link_->rank(), plan_.call.sequence, plan_.call.describe()),
                      .fix = "see the error of that rank"});
-  link_->announce(error);
+  link_->announce(error, false);  // the owner throws its own
   fail(SharedError(error, link_->job_rank(), false));
 }
 

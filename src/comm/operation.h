@@ -94,7 +94,6 @@ class Operation {
   int phase_ = 0;
   bool opened_ = false;
   bool data_done_ = false;
-  std::string fault_;
   std::optional<SharedError> error_;
   std::atomic<bool> missed_{false};  // another thread found the mutex taken
   std::atomic<bool> finished_{false};

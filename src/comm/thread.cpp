@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "comm/factory.h"
+#include "comm/fate.h"
 #include "comm/scheduled_communicator.h"
 
 namespace farspan {
@@ -65,24 +66,9 @@ class ThreadJob {
     wake_all();
   }
 
-  // True for the first failure of the job.
-  bool fail(int rank, std::string_view reason) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (failed_.load()) return false;
-      failed_rank_ = rank;
-      reason_ = reason;
-      failed_ = true;
-    }
-    wake_all();
-    return true;
-  }
-  void check() const {
-    if (!failed_.load()) return;
-    const std::lock_guard lock(mutex_);
-    throw SharedError(Error(ExitCode::kCommunication,
-                            {.what = reason_, .where = fmt::format("rank {}", failed_rank_)}),
-                      failed_rank_, false);
+  Fate& fate() { return fate_; }
+  void fail(int rank, const ErrorText& text, ExitCode code, bool report) {
+    if (fate_.fail(rank, text, code, report)) wake_all();
   }
 
  private:
@@ -93,10 +79,7 @@ class ThreadJob {
   std::vector<ThreadEngine> engines_;
   std::vector<std::atomic<bool>> ended_;
   std::atomic<bool> any_ended_{false};
-  std::atomic<bool> failed_{false};
-  mutable std::mutex mutex_;
-  int failed_rank_ = -1;
-  std::string reason_;
+  Fate fate_;
 };
 
 // One side of a transfer, posted until the other side comes.
@@ -106,7 +89,6 @@ struct Record {
   Channel channel = Channel::kData;
   std::uint64_t sequence = 0;
   ThreadEngine* engine = nullptr;  // to wake its owner
-  std::size_t other_bytes = 0;     // what the other side named
   std::atomic<int> state{kPosted};
 };
 
@@ -135,7 +117,7 @@ class Hub {
       const std::lock_guard lock(box.mutex);
       const auto met = std::find_if(box.posted.begin(), box.posted.end(), [&](const Record* r) {
         return r->transfer.send != record.transfer.send && r->channel == record.channel &&
-               r->sequence == record.sequence;
+               r->sequence == record.sequence && r->transfer.bytes == record.transfer.bytes;
       });
       if (met == box.posted.end()) {
         box.posted.push_back(&record);
@@ -195,10 +177,7 @@ class Hub {
   static void finish(Record& mine, Record& other) {
     const Transfer& from = mine.transfer.send ? mine.transfer : other.transfer;
     const Transfer& to = mine.transfer.send ? other.transfer : mine.transfer;
-    const std::size_t bytes = std::min(from.bytes, to.bytes);
-    if (bytes != 0) std::memcpy(to.data, from.data, bytes);
-    mine.other_bytes = other.transfer.bytes;
-    other.other_bytes = mine.transfer.bytes;
+    if (to.bytes != 0) std::memcpy(to.data, from.data, to.bytes);
     ThreadEngine& peer = *other.engine;  // `other` may be gone once it is done
     mine.state.store(Record::kDone);
     other.state.store(Record::kDone);
@@ -228,16 +207,10 @@ class ThreadFlight final : public Flight {
   }
 
   bool poll() override {
-    while (num_landed_ < records_.size() && landed(num_landed_)) {
-      const Record& record = records_[num_landed_++];
-      if (record.other_bytes != record.transfer.bytes && fault_.empty())
-        fault_ = fmt::format("a message of {} bytes where rank {} has {}", record.transfer.bytes,
-                             record.transfer.peer, record.other_bytes);
-    }
+    while (num_landed_ < records_.size() && landed(num_landed_)) ++num_landed_;
     return num_landed_ == records_.size();
   }
   bool landed(std::size_t i) const override { return records_[i].state.load() == Record::kDone; }
-  std::string_view fault() const override { return fault_; }
 
   std::optional<int> lost_peer() override {
     if (!hub_->job().any_ended()) return std::nullopt;
@@ -260,7 +233,6 @@ class ThreadFlight final : public Flight {
   int rank_;
   std::vector<Record> records_;
   std::size_t num_landed_ = 0;
-  std::string fault_;
 };
 
 class ThreadLink final : public Link {
@@ -285,13 +257,17 @@ class ThreadLink final : public Link {
                                         transport_);
   }
 
-  void check_job() const override { hub_->job().check(); }
-  bool announce(const Error& error) noexcept override {
-    return hub_->job().fail(job_rank(), error.text().what);
+  void check_job() const override { hub_->job().fate().check(); }
+  void announce(const Error& error, bool report) noexcept override {
+    hub_->job().fail(job_rank(), error.text(), error.code(), report);
   }
-  void abort(ExitCode, std::string_view reason) noexcept override {
-    hub_->job().fail(job_rank(), fmt::format("rank {} ended the job{}{}", job_rank(),
-                                             reason.empty() ? "" : ": ", reason));
+  [[noreturn]] void raise(const SharedError& error) override {
+    hub_->job().fate().raise(job_rank(), error);
+  }
+  void abort(ExitCode code, std::string_view reason) noexcept override {
+    const ErrorText text{.what = fmt::format("rank {} ended the job{}{}", job_rank(),
+                                             reason.empty() ? "" : ": ", reason)};
+    hub_->job().fail(job_rank(), text, code, false);
   }
 
  private:
@@ -370,7 +346,7 @@ void run_local_ranks(int size, const std::function<void(Communicator& world)>& b
     } catch (...) {
       const std::exception_ptr error = std::current_exception();
       first.add(error);
-      job->fail(rank, text_of(error));
+      job->fail(rank, {.what = text_of(error)}, ExitCode::kCommunication, false);
     }
     job->mark_ended(rank);
   };
