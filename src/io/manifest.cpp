@@ -103,14 +103,14 @@ std::optional<std::string> manifest_problem(const Manifest& manifest) {
                        manifest.format_version(), kManifestVersion);
   if (!manifest.has_step() || manifest.step() < 0 || !manifest.has_state())
     return "the manifest has no step or training state";
-  if (const auto problem = shard_problem(manifest)) return problem;
+  if (auto problem = shard_problem(manifest)) return problem;
   std::set<std::string> names;
   for (const TensorEntry& tensor : manifest.tensors()) {
     if (tensor.name().empty() || !names.insert(tensor.name()).second)
       return fmt::format("tensor '{}' is listed twice or has no name", tensor.name());
     if (!dtype_named(tensor.dtype()))
       return fmt::format("tensor {} has the unknown type '{}'", tensor.name(), tensor.dtype());
-    if (const auto problem = coverage_problem(manifest, tensor)) return problem;
+    if (auto problem = coverage_problem(manifest, tensor)) return problem;
   }
   return std::nullopt;
 }
