@@ -1,4 +1,5 @@
 // Operations that read integers per token: rotary tables, embedding, cross-entropy.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -48,14 +49,15 @@ void CpuKernels::rope_table(const RopeTableArgs& args, Stream&) {
   const double* inv_freq = args.inv_freq.ptr<double>();
   const int threads = impl_->config.num_threads;
   std::vector<double>& low = impl_->low_angles;
-  if (const std::vector<double> now(inv_freq, inv_freq + half); now != impl_->low_angles_inv_freq) {
+  std::vector<double>& known = impl_->low_angles_inv_freq;
+  if (!std::equal(known.begin(), known.end(), inv_freq, inv_freq + half)) {
     low.resize(static_cast<std::size_t>(2 * kLow * half));
     parallel_for(threads, kLow, 32, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t p = begin; p < end; ++p)
         sincos_row(static_cast<double>(p), inv_freq, half, low.data() + 2 * p * half,
                    low.data() + (2 * p + 1) * half);
     });
-    impl_->low_angles_inv_freq = now;
+    known.assign(inv_freq, inv_freq + half);
   }
   double* high_rows = impl_->doubles(threads * 2 * half);
   impl_->over_rows(tokens, 16 * half, [&](std::int64_t begin, std::int64_t end) {

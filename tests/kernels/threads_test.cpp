@@ -24,6 +24,9 @@ void append(std::vector<std::byte>& all, const std::vector<std::byte>& more) {
 
 class AnyThreads : public ::testing::TestWithParam<DType> {
  protected:
+  void SetUp() override {
+    if (kThreadSanitizer) GTEST_SKIP() << "one OpenMP thread under ThreadSanitizer";
+  }
   static void expect_same_bits(const Work& work) {
     const auto one = run(work, 1);
     for (const int threads : {1, 2, 3, 7}) EXPECT_TRUE(run(work, threads) == one) << threads;

@@ -15,6 +15,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
 #include "support/device_values.h"
+#include "support/sanitizers.h"
 
 namespace farspan::testing {
 
@@ -49,7 +50,7 @@ class ParityTest : public ::testing::TestWithParam<ParityRow> {
     const ParityRow& row = GetParam();
     if (row.kind == DeviceKind::kCpu && !cpu_supports(row.isa))
       GTEST_SKIP() << "this processor has no " << name_of(row.isa);
-    backend_ = make_backend({.kind = row.kind, .num_threads = 2, .cpu_isa = row.isa});
+    backend_ = make_backend({.kind = row.kind, .num_threads = kTestThreads, .cpu_isa = row.isa});
     on_ = std::make_unique<DeviceValues>(*backend_);
   }
 
