@@ -44,10 +44,13 @@ std::string Key::type_text() const {
       default:
         one = "whole number";
     }
-    if (options.GetExtension(config::quantity) == config::MEMORY) one = "bytes";
+    const config::Quantity quantity = options.GetExtension(config::quantity);
+    if (quantity == config::MEMORY) one = "bytes";
+    if (quantity == config::LENGTH || quantity == config::BUDGET) one = "tokens";
     if (options.GetExtension(config::automatic)) one += " | auto";
   }
-  return field->is_repeated() ? "list of " + one : one;
+  if (!field->is_repeated()) return one;
+  return "list of " + one + (one == "number" || one == "section" ? "s" : "");
 }
 
 std::string Key::default_text() const {
