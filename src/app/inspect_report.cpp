@@ -207,11 +207,13 @@ Json inspect_run(const fs::path& path) {
 
 // 1234567 -> "1,234,567"
 std::string grouped(std::int64_t n) {
-  std::string digits = std::to_string(n);
-  const auto sign = static_cast<std::ptrdiff_t>(n < 0 ? 1 : 0);
-  for (auto i = static_cast<std::ptrdiff_t>(digits.size()) - 3; i > sign; i -= 3)
-    digits.insert(static_cast<std::size_t>(i), ",");
-  return digits;
+  const std::string digits = std::to_string(n);
+  std::string out;
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0 && out.back() != '-') out += ',';
+    out += digits[i];
+  }
+  return out;
 }
 
 std::string size_text(std::int64_t bytes) {
