@@ -15,7 +15,10 @@ Arena::Scope::~Scope() {
 }
 
 Arena::Arena(Device& device, std::size_t capacity, std::string name)
-    : name_(std::move(name)), device_(device.id()), buffer_(device.allocate(capacity)) {}
+    : name_(std::move(name)),
+      device_(device.id()),
+      buffer_(device.allocate(std::max(capacity, kAlignment))) {
+}  // so that empty tensors are defined
 
 Tensor Arena::take(DType dtype, Shape shape, std::string_view name) {
   const std::size_t bytes = static_cast<std::size_t>(shape.numel()) * size_of(dtype);

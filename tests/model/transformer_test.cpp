@@ -156,6 +156,7 @@ TEST(Engine, UsesExactlyTheMemoryOfTheDryPass) {
       const std::vector<MicroBatch> micro(
           2, shard(blank_batch(1, config.train().sequence_length()), layout, world.rank()));
       engine.train_step(micro, 1e-3, {});
+      engine.evaluate(micro[0]);
       const auto arenas = engine.arenas();
       for (std::size_t i = 0; i < arenas.size(); ++i)
         EXPECT_EQ(arenas[i]->high_water(), report.arenas[i].bytes) << arenas[i]->name();

@@ -178,13 +178,14 @@ Result reference(const Problem& p) {
   return r;
 }
 
+// Relative L2; where the gradient vanishes (a document of one token), relative to values of 0.1.
 double error(const std::vector<float>& a, const std::vector<float>& b) {
   double diff = 0, norm = 0;
   for (std::size_t i = 0; i < a.size(); ++i) {
     diff += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
     norm += double{b[i]} * b[i];
   }
-  return std::sqrt(diff / std::max(norm, 1e-30));
+  return std::sqrt(diff / std::max(norm, 0.01 * static_cast<double>(a.size())));
 }
 
 struct Errors {
@@ -197,7 +198,7 @@ Errors errors(const Result& a, const Result& b) {
 
 TEST(RingAttention, EqualsTheDefinitionUnderAnySharding) {
   for (const auto& [length, longest] : std::vector<std::pair<std::int64_t, std::int64_t>>{
-           {1, 1}, {3, 3}, {97, 97}, {128, 1000}, {131, 40}, {160, 9}}) {
+           {1, 1}, {3, 3}, {3, 2}, {5, 1}, {97, 97}, {128, 1000}, {131, 40}, {160, 9}}) {
     const Problem p = make_problem(static_cast<std::uint64_t>(length), length, longest);
     const Result expected = reference(p);
     for (const LayoutKind kind : {LayoutKind::kZigzag, LayoutKind::kContiguous})
