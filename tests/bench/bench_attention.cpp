@@ -8,8 +8,10 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <unordered_map>
 #include <vector>
 
 #include "core/rng.h"
@@ -26,19 +28,23 @@ struct Options {
   bool json = false;
 };
 
-// Median seconds of one call of `body`, after one that is not counted.
-template <typename Body>
-double median_seconds(int repeat, const Body& body) {
-  std::vector<double> seconds;
-  for (int i = 0; i <= repeat; ++i) {
+// Seconds of each of `repeat` calls of `body`, in ascending order. The fastest is what the machine
+// can do; the median is what it did, beside whatever else was running.
+class Timing {
+ public:
+  template <typename Body>
+  void add(const Body& body) {
     const auto begin = std::chrono::steady_clock::now();
     body();
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-    if (i > 0) seconds.push_back(took.count());
+    seconds_.insert(std::upper_bound(seconds_.begin(), seconds_.end(), took.count()), took.count());
   }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
-}
+  double fastest() const { return seconds_.front(); }
+  double median() const { return seconds_[seconds_.size() / 2]; }
+
+ private:
+  std::vector<double> seconds_;
+};
 
 // Normal numbers of either dtype.
 std::vector<std::byte> random_bytes(DType dtype, std::int64_t n, std::uint64_t stream) {
@@ -54,27 +60,41 @@ std::vector<std::byte> random_bytes(DType dtype, std::int64_t n, std::uint64_t s
   return bytes;
 }
 
-// GFLOP/s of a 2048^3 product, f32 results.
-double matmul_gflops(DType dtype, const Options& o) {
-  constexpr std::int64_t kN = 2048;
-  omp_set_num_threads(o.threads);
-  const auto type =
-      dtype == DType::kF32 ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
-  const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  dnnl::stream stream(engine);
-  const dnnl::memory::desc in({kN, kN}, type, dnnl::memory::dims{kN, 1});
-  const dnnl::memory::desc out({kN, kN}, dnnl::memory::data_type::f32, dnnl::memory::dims{kN, 1});
-  auto a_bytes = random_bytes(dtype, kN * kN, 1), b_bytes = random_bytes(dtype, kN * kN, 2);
-  std::vector<float> c(kN * kN);
-  dnnl::memory a(in, engine, a_bytes.data()), b(in, engine, b_bytes.data()),
-      y(out, engine, c.data());
-  const dnnl::matmul matmul({dnnl::matmul::desc(in, in, out), engine});
-  const double seconds = median_seconds(o.repeat, [&] {
-    matmul.execute(stream, {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, y}});
-    stream.wait();
-  });
-  return 2.0 * kN * kN * kN / seconds * 1e-9;
-}
+// A product of two square matrices by oneDNN, f32 results.
+class Matmul {
+ public:
+  static constexpr std::int64_t kN = 2048;
+  static constexpr double kFlops = 2.0 * kN * kN * kN;
+
+  explicit Matmul(DType dtype)
+      : engine_(dnnl::engine::kind::cpu, 0),
+        stream_(engine_),
+        a_(random_bytes(dtype, kN * kN, 1)),
+        b_(random_bytes(dtype, kN * kN, 2)),
+        c_(kN * kN) {
+    const auto type =
+        dtype == DType::kF32 ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
+    const dnnl::memory::dims strides = {kN, 1};
+    const dnnl::memory::desc in({kN, kN}, type, strides);
+    const dnnl::memory::desc out({kN, kN}, dnnl::memory::data_type::f32, strides);
+    matmul_ = dnnl::matmul({dnnl::matmul::desc(in, in, out), engine_});
+    args_ = {{DNNL_ARG_SRC, dnnl::memory(in, engine_, a_.data())},
+             {DNNL_ARG_WEIGHTS, dnnl::memory(in, engine_, b_.data())},
+             {DNNL_ARG_DST, dnnl::memory(out, engine_, c_.data())}};
+  }
+  void run() {
+    matmul_.execute(stream_, args_);
+    stream_.wait();
+  }
+
+ private:
+  dnnl::engine engine_;
+  dnnl::stream stream_;
+  std::vector<std::byte> a_, b_;
+  std::vector<float> c_;
+  dnnl::matmul matmul_;
+  std::unordered_map<int, dnnl::memory> args_;
+};
 
 struct Buffers {
   Buffers(DType dtype, const Options& o)
@@ -130,7 +150,7 @@ void run(const Options& o) {
   Buffers b(dtype, o);
   const AttentionSlice slice = make_slice(o);
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(o.head_dim)));
-  const double forward = median_seconds(o.repeat, [&] {
+  const auto run_forward = [&] {
     engine.forward({.q = b.q,
                     .k = b.k,
                     .v = b.v,
@@ -143,8 +163,8 @@ void run(const Options& o) {
                     .last = true,
                     .out = b.out,
                     .lse = b.lse});
-  });
-  const double backward = median_seconds(o.repeat, [&] {
+  };
+  const auto run_backward = [&] {
     engine.delta({.out = b.out, .dout = b.dout, .delta = b.delta});
     engine.backward({.q = b.q,
                      .k = b.k,
@@ -157,35 +177,50 @@ void run(const Options& o) {
                      .dv = b.dv,
                      .slices = {&slice, 1},
                      .scale = scale});
-  });
+  };
+  omp_set_num_threads(o.threads);  // for oneDNN
+  Matmul matmul(dtype);
+  run_forward();
+  run_backward();
+  matmul.run();
+  Timing forward, backward, product;
+  for (int i = 0; i < o.repeat; ++i) {  // interleaved, so that all see the same machine
+    forward.add(run_forward);
+    backward.add(run_backward);
+    product.add([&] { matmul.run(); });
+  }
   const double per_pair = visible_pairs(o) * static_cast<double>(o.q_heads * o.head_dim) * 1e-9;
-  const nlohmann::ordered_json result = {{"isa", name_of(engine.isa())},
-                                         {"dtype", o.dtype},
-                                         {"mask", o.mask},
-                                         {"q_heads", o.q_heads},
-                                         {"kv_heads", o.kv_heads},
-                                         {"head_dim", o.head_dim},
-                                         {"tokens", o.tokens},
-                                         {"threads", o.threads},
-                                         {"forward_seconds", forward},
-                                         {"backward_seconds", backward},
-                                         {"forward_gflops", 4 * per_pair / forward},
-                                         {"backward_gflops", 10 * per_pair / backward},
-                                         {"matmul_gflops", matmul_gflops(dtype, o)}};
+  const double matmul_gflops = Matmul::kFlops * 1e-9 / product.fastest();
+  const double forward_gflops = 4 * per_pair / forward.fastest();
+  const double backward_gflops = 10 * per_pair / backward.fastest();
   if (o.json) {
+    const nlohmann::ordered_json result = {{"isa", name_of(engine.isa())},
+                                           {"dtype", o.dtype},
+                                           {"mask", o.mask},
+                                           {"q_heads", o.q_heads},
+                                           {"kv_heads", o.kv_heads},
+                                           {"head_dim", o.head_dim},
+                                           {"tokens", o.tokens},
+                                           {"threads", o.threads},
+                                           {"forward_seconds", forward.fastest()},
+                                           {"forward_seconds_median", forward.median()},
+                                           {"backward_seconds", backward.fastest()},
+                                           {"backward_seconds_median", backward.median()},
+                                           {"forward_gflops", forward_gflops},
+                                           {"backward_gflops", backward_gflops},
+                                           {"matmul_gflops", matmul_gflops}};
     fmt::print("{}\n", result.dump());
     return;
   }
-  const double matmul = result["matmul_gflops"];
-  const auto line = [&](const char* what, double seconds, double gflops) {
-    fmt::print("{:9} {:10.6f} s {:8.1f} GFLOP/s {:6.1f}% of oneDNN's matmul\n", what, seconds,
-               gflops, 100 * gflops / matmul);
-  };
   fmt::print("{} {} {}, {}/{} heads x {}, {} tokens, {} threads; oneDNN matmul {:.1f} GFLOP/s\n",
              name_of(engine.isa()), o.dtype, o.mask, o.q_heads, o.kv_heads, o.head_dim, o.tokens,
-             o.threads, matmul);
-  line("forward", forward, result["forward_gflops"]);
-  line("backward", backward, result["backward_gflops"]);
+             o.threads, matmul_gflops);
+  const auto line = [&](const char* what, const Timing& t, double gflops) {
+    fmt::print("{:9} {:10.6f} s (median {:10.6f}) {:8.1f} GFLOP/s {:6.1f}% of oneDNN's matmul\n",
+               what, t.fastest(), t.median(), gflops, 100 * gflops / matmul_gflops);
+  };
+  line("forward", forward, forward_gflops);
+  line("backward", backward, backward_gflops);
 }
 
 }  // namespace
@@ -204,7 +239,8 @@ int main(int argc, char** argv) {
   app.add_option("--isa", o.isa)
       ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16", "amx"}));
   app.add_option("--mask", o.mask)->check(CLI::IsMember({"causal", "full", "window"}));
-  app.add_option("--repeat", o.repeat, "calls to take the median of")->check(CLI::PositiveNumber);
+  app.add_option("--repeat", o.repeat, "calls to take the fastest and the median of")
+      ->check(CLI::PositiveNumber);
   app.add_flag("--json", o.json, "one JSON object");
   CLI11_PARSE(app, argc, argv);
   try {

@@ -178,11 +178,11 @@ namespace {
 
 // Measured on a Zen 5 (48 KB L1, 1 MB L2): docs/benchmarks/attention_cpu.md.
 TileSizes choose_tiles(Index head_dim, DType dtype) {
-  const bool wide = head_dim * static_cast<Index>(size_of(dtype)) > 256;
+  const bool wide = head_dim * static_cast<Index>(size_of(dtype)) > 512;
   return {.forward_rows = 256,
-          .forward_keys = 256,
+          .forward_keys = wide ? 256 : 512,
           .backward_rows = wide ? 128 : 256,
-          .backward_keys = 128};
+          .backward_keys = 256};
 }
 
 // A forward task takes up to 4 heads of a group, which share packed K and V.
@@ -191,7 +191,7 @@ struct ForwardGrid {
   Index chunks;       // tasks per KV head and block of rows
 };
 ForwardGrid forward_grid(const Dims& dims, Index forward_rows) {
-  constexpr Index kEnoughTasks = 128;
+  constexpr Index kEnoughTasks = 64;
   ForwardGrid grid = {.heads = std::min<Index>(dims.group(), 4), .rows = 0, .chunks = 0};
   grid.chunks = ceil_div(dims.group(), grid.heads);
   grid.rows = forward_rows / grid.heads;
@@ -201,12 +201,14 @@ ForwardGrid forward_grid(const Dims& dims, Index forward_rows) {
   return grid;
 }
 
-// Blocks of rows and keys that backward tasks own: at least 64 (KV head, key block) pairs where the
-// sequence allows it, so that as many threads find work, and at most about 64 x 64 cells.
+// Blocks of rows and keys that backward tasks own. Large blocks pack less; but all tasks of a block
+// of keys run one after the other, so at most (Hkv blocks) / 2 or so threads find work under a
+// causal mask. At most about 64 x 64 cells.
 Index backward_block(const Dims& dims) {
   const Index longest = std::max(dims.num_q, dims.num_k);
-  const Index tile = ceil_div(longest, 256) * dims.num_kv_heads < 64 ? 128 : 256;
-  return std::max(tile, round_up(ceil_div(longest, 64), tile));
+  const auto columns = [&](Index block) { return ceil_div(longest, block) * dims.num_kv_heads; };
+  const Index block = columns(512) >= 64 ? 512 : (columns(256) >= 32 ? 256 : 128);
+  return std::max(block, round_up(ceil_div(longest, 64), block));
 }
 
 }  // namespace

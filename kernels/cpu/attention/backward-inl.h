@@ -68,7 +68,7 @@ class Backward {
       ds = cut.take<Dword>(p_rows * rows / kPair);
       ds_b = cut.take<Dword>(round_up(keys, M::kRows) / kPair * rows);
       dq_t = cut.take<float>(round_up(width, M::kRows) * rows);
-      lse = cut.take<float>(rows);
+      minus_lse = cut.take<float>(rows);
       delta = cut.take<float>(rows);
       s = cut.take<float>(M::kRows * kPanel);
       dp = cut.take<float>(M::kRows * kPanel);
@@ -77,20 +77,20 @@ class Backward {
     }
     Index ds_block() const { return round_up(keys, M::kRows) / kPair * kLanes; }
 
-    Index rows, keys;      // Bq, Bk
-    Index depth;           // Dw, padded
-    Index lda;             // of k and v
-    Index width;           // D padded to vectors
-    Index ld_keys;         // of k_t
-    Dword *q_t, *do_t;     // (Bq / lanes, Dw, lanes) operand B, depth along D
-    Dword *q_n, *do_n;     // (width / lanes, Bq / pair, lanes) operand B, depth along rows
-    Dword *k, *v;          // (Bk, lda) operand A, depth along D
-    Dword* k_t;            // (D, ld_keys) operand A, depth along keys
-    Dword *p, *ds;         // (Bk, Bq / pair) operand A: P^T, dS^T
-    Dword* ds_b;           // (Bq / lanes, Bk / pair, lanes) operand B: dS^T
-    float* dq_t;           // (D, Bq)
-    float *lse, *delta;    // (Bq), padded with +inf and 0
-    float *s, *dp, *ones;  // (kRows, kPanel) each; (kRows)
+    Index rows, keys;          // Bq, Bk
+    Index depth;               // Dw, padded
+    Index lda;                 // of k and v
+    Index width;               // D padded to vectors
+    Index ld_keys;             // of k_t
+    Dword *q_t, *do_t;         // (Bq / lanes, Dw, lanes) operand B, depth along D
+    Dword *q_n, *do_n;         // (width / lanes, Bq / pair, lanes) operand B, depth along rows
+    Dword *k, *v;              // (Bk, lda) operand A, depth along D
+    Dword* k_t;                // (D, ld_keys) operand A, depth along keys
+    Dword *p, *ds;             // (Bk, Bq / pair) operand A: P^T, dS^T
+    Dword* ds_b;               // (Bq / lanes, Bk / pair, lanes) operand B: dS^T
+    float* dq_t;               // (D, Bq)
+    float *minus_lse, *delta;  // (Bq), base 2, padded with -inf and 0
+    float *s, *dp, *ones;      // (kRows, kPanel) each; (kRows)
     std::size_t bytes;
   };
   struct Range {
@@ -139,8 +139,8 @@ class Backward {
     const Index state = task_.head * call_.num_q + first;
     for (Index i = 0; i < padded; ++i) {
       const float lse = i < count ? call_.lse[state + i] : kPlusInfinity;
-      // e^(s - inf) = 0: rows that saw no key, and lanes beyond the last row.
-      layout_.lse[i] = lse == -kPlusInfinity ? kPlusInfinity : lse;
+      // 2^(s - inf) = 0: rows that saw no key, and lanes beyond the last row.
+      layout_.minus_lse[i] = lse == -kPlusInfinity ? lse : -lse * kLog2E;
       layout_.delta[i] = i < count ? call_.delta[state + i] : 0.0f;
     }
     for (Index d = 0; d < call_.head_dim; ++d)
@@ -213,7 +213,7 @@ class Backward {
   // Rows r .. r + kPair of the strip that starts at key `row`.
   template <bool kMasked>
   void gradient_rows(const Tile& t, Index p, Index row, Index r, Index rows) {
-    const V scale = I::set1(call_.scale);
+    const V scale = I::set1(call_.scale * kLog2E);
     const Index ld = layout_.rows / kPair;
     Range seen[kPair];
     for (Index i = 0; i < kPair; ++i)
@@ -223,12 +223,13 @@ class Backward {
     Dword* b = layout_.ds_b + p * M::kVectors * layout_.ds_block() + (row + r) / kPair * kLanes;
     for (Index c = 0; c < t.panel_lanes(p); c += kLanes) {
       const Index column = p * kPanel + c;
-      const V lse = I::load(layout_.lse + column), delta = I::load(layout_.delta + column);
+      const V minus_lse = I::load(layout_.minus_lse + column),
+              delta = I::load(layout_.delta + column);
       V probability[kPair], gradient[kPair];
 #pragma GCC unroll 2
       for (Index i = 0; i < kPair; ++i) {
         const Index at = (r + i) * kPanel + c;
-        V x = I::exp(I::sub(I::mul(I::load(layout_.s + at), scale), lse));
+        V x = I::exp2(I::fma(I::load(layout_.s + at), scale, minus_lse));
         V y = I::mul(x, I::sub(I::load(layout_.dp + at), delta));
         if constexpr (kMasked) {
           x = I::zero_outside(x, seen[i].begin - column, seen[i].end - column);

@@ -255,11 +255,12 @@ class Forward {
     // Where nothing has been seen yet, any finite shift gives e^-inf = 0.
     const float shift = new_max == kMinusInfinity ? 0.0f : new_max;
 
-    const V scale = I::set1(call_.scale), minus_shift = I::set1(-shift);
+    const float base_2_shift = shift * kLog2E;
+    const V scale = I::set1(call_.scale * kLog2E), minus_shift = I::set1(-base_2_shift);
     Dword* p = layout_.p + r * (ld / kPair);
     V sum[2] = {I::set1(0.0f), I::set1(0.0f)};
     const auto probability = [&](Index column) {
-      const V x = I::exp(I::fma(I::load(s + column), scale, minus_shift));
+      const V x = I::exp2(I::fma(I::load(s + column), scale, minus_shift));
       I::store_operand(p, column, x);
       return x;
     };
@@ -269,18 +270,14 @@ class Forward {
     }
     if (c < columns.end) sum[0] = I::add(sum[0], probability(c));
 
-    const float rescale = exp_of(row_max - shift);
+    const float rescale = power_of_2(row_max * kLog2E - base_2_shift);
     layout_.rescale[r] = rescale;
     float& row_sum = layout_.row_sum[b.local + r];
     row_sum = row_sum * rescale + I::reduce_add(I::add(sum[0], sum[1]));
     row_max = new_max;
   }
 
-  static float exp_of(float x) {
-    alignas(64) float lanes[kLanes];
-    I::store(lanes, I::exp(I::set1(x)));
-    return lanes[0];
-  }
+  static float power_of_2(float x) { return I::exp2(I::set1(x))[0]; }
 
   void weighted_values(const Block& b, const Range* strips, Index num_strips) {
     const Index ld = call_.tiles.forward_keys / kPair;

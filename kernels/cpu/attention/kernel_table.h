@@ -84,7 +84,7 @@ struct KernelTable {
   void (*forward)(const ForwardCall& call, const ForwardTask& task, std::byte* workspace);
   void (*backward)(const BackwardCall& call, const BackwardTask& task, std::byte* workspace);
   void (*delta)(const DeltaCall& call, Index row_begin, Index row_end);
-  void (*exp)(const float* x, float* y, Index n);  // y = e^x, x <= 0: for tests
+  void (*exp2)(const float* x, float* y, Index n);  // y = 2^x, x <= 0: for tests
 };
 
 const KernelTable& portable_f32();

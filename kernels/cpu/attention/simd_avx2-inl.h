@@ -56,21 +56,18 @@ struct Avx2F32 {
     return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_andnot_si256(below, inside)));
   }
 
-  static V exp(V x) {
-    const V n = _mm256_round_ps(_mm256_mul_ps(x, set1(1.44269504f)),
-                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    V r = _mm256_fnmadd_ps(n, set1(0.693359375f), x);
-    r = _mm256_fnmadd_ps(n, set1(-2.12194440e-4f), r);
-    V y = set1(1.9875691500e-4f);
-    y = fma(y, r, set1(1.3981999507e-3f));
-    y = fma(y, r, set1(8.3334519073e-3f));
-    y = fma(y, r, set1(4.1665795894e-2f));
-    y = fma(y, r, set1(1.6666665459e-1f));
-    y = fma(y, r, set1(5.0000001201e-1f));
-    y = fma(y, mul(r, r), add(r, set1(1.0f)));
+  static V exp2(V x) {
+    const V n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const V r = sub(x, n);
+    V y = fma(set1(1.53458124e-4f), r, set1(1.33999309e-3f));
+    y = fma(y, r, set1(9.61848907e-3f));
+    y = fma(y, r, set1(5.55032864e-2f));
+    y = fma(y, r, set1(2.40226462e-1f));
+    y = fma(y, r, set1(6.93147182e-1f));
+    y = fma(y, r, set1(1.0f));
     const Dw power =
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    const V normal = _mm256_cmp_ps(x, set1(-87.336544f), _CMP_NLT_UQ);
+    const V normal = _mm256_cmp_ps(x, set1(-126.0f), _CMP_NLT_UQ);
     return _mm256_and_ps(normal, mul(y, _mm256_castsi256_ps(power)));
   }
 

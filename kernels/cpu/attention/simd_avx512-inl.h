@@ -37,19 +37,16 @@ struct Avx512 {
     return _mm512_maskz_mov_ps(static_cast<__mmask16>(mask), x);
   }
 
-  static V exp(V x) {
-    const V n = _mm512_roundscale_ps(_mm512_mul_ps(x, set1(1.44269504f)),
-                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    V r = _mm512_fnmadd_ps(n, set1(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, set1(-2.12194440e-4f), r);
-    V y = set1(1.9875691500e-4f);
-    y = fma(y, r, set1(1.3981999507e-3f));
-    y = fma(y, r, set1(8.3334519073e-3f));
-    y = fma(y, r, set1(4.1665795894e-2f));
-    y = fma(y, r, set1(1.6666665459e-1f));
-    y = fma(y, r, set1(5.0000001201e-1f));
-    y = fma(y, _mm512_mul_ps(r, r), add(r, set1(1.0f)));
-    const __mmask16 normal = _mm512_cmp_ps_mask(x, set1(-87.336544f), _CMP_NLT_UQ);
+  static V exp2(V x) {
+    const V n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const V r = sub(x, n);
+    V y = fma(set1(1.53458124e-4f), r, set1(1.33999309e-3f));
+    y = fma(y, r, set1(9.61848907e-3f));
+    y = fma(y, r, set1(5.55032864e-2f));
+    y = fma(y, r, set1(2.40226462e-1f));
+    y = fma(y, r, set1(6.93147182e-1f));
+    y = fma(y, r, set1(1.0f));
+    const __mmask16 normal = _mm512_cmp_ps_mask(x, set1(-126.0f), _CMP_NLT_UQ);
     return _mm512_maskz_scalef_ps(normal, y, n);
   }
 
@@ -109,7 +106,8 @@ struct Avx512 {
   }
 
   static void store_row(float* p, V x, Index valid) {
-    _mm512_mask_storeu_ps(p, valid >= 16 ? __mmask16{0xffff} : lanes_below(valid), x);
+    if (valid >= 16) return store(p, x);
+    _mm512_mask_storeu_ps(p, lanes_below(valid), x);
   }
   static void store_row(std::uint16_t* p, V x, Index valid) {
     const Dw u = as_dwords(x);
@@ -122,7 +120,7 @@ struct Avx512 {
     _mm256_mask_storeu_epi16(p, valid >= 16 ? __mmask16{0xffff} : lanes_below(valid), halves);
   }
   static V load_partial(const float* p, Index valid) {
-    return _mm512_maskz_loadu_ps(valid >= 16 ? __mmask16{0xffff} : lanes_below(valid), p);
+    return valid >= 16 ? load(p) : _mm512_maskz_loadu_ps(lanes_below(valid), p);
   }
 
  private:

@@ -4,7 +4,8 @@
 //   kPair        elements per dword of a packed tile: 1 (tiles are f32) or 2 (tiles are bf16)
 //   kStripRows x kPanelVectors   the block of accumulators that stays in registers
 //   dot(sum, a, b)               sum + a * b over the kPair elements of each dword
-//   exp(x)       within 2 ulp for -87.3 <= x <= 0, exactly 0 below that (so for -inf), NaN for NaN
+//   exp2(x)      within 2 ulp for -126 <= x <= 0, exactly 0 below that (so for -inf), 1 for 0, NaN
+//                for NaN
 //   zero_outside(x, lo, hi)      lanes [lo, hi) kept, any lo and hi
 //   load_row, store_row          `valid` elements of either type, missing ones read as 0
 //   store_operand(row, c, x)     elements [c, c + kLanes) of a row of a packed A operand
@@ -58,23 +59,20 @@ struct PortableF32 {
     return x;
   }
 
-  // Cody & Waite's reduction to |r| <= ln 2 / 2 and the polynomial of Cephes (Moshier).
-  static V exp(V x) {
+  // 2^x = 2^n 2^r with |r| <= 1/2; minimax polynomial (Remez) with a constant term of exactly 1.
+  static V exp2(V x) {
     const V magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const V shifted = x * set1(1.44269504f) + magic;
-    const V n = shifted - magic;
-    V r = x - n * set1(0.693359375f);
-    r = r + n * set1(2.12194440e-4f);
-    V y = set1(1.9875691500e-4f);
-    y = y * r + set1(1.3981999507e-3f);
-    y = y * r + set1(8.3334519073e-3f);
-    y = y * r + set1(4.1665795894e-2f);
-    y = y * r + set1(1.6666665459e-1f);
-    y = y * r + set1(5.0000001201e-1f);
-    y = y * (r * r) + (r + set1(1.0f));
+    const V shifted = x + magic;
+    const V r = x - (shifted - magic);
+    V y = set1(1.53458124e-4f) * r + set1(1.33999309e-3f);
+    y = y * r + set1(9.61848907e-3f);
+    y = y * r + set1(5.55032864e-2f);
+    y = y * r + set1(2.40226462e-1f);
+    y = y * r + set1(6.93147182e-1f);
+    y = y * r + set1(1.0f);
     const Dw power = (as_dwords(shifted) - as_dwords(magic) + broadcast(127)) << 23;
     const V result = y * as_floats(power);
-    return x < set1(-87.336544f) ? set1(0.0f) : result;
+    return x < set1(-126.0f) ? set1(0.0f) : result;
   }
 
   static Dw load_row(const float* p, Index valid) { return as_dwords(load_partial(p, valid)); }

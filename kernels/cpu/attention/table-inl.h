@@ -26,12 +26,12 @@ struct Kernels {
   static void delta(const DeltaCall& call, Index begin, Index end) {
     delta_rows<typename M::Isa, In>(call, begin, end);
   }
-  static void exp(const float* x, float* y, Index n) {
+  static void exp2(const float* x, float* y, Index n) {
     using I = typename M::Isa;
     for (Index i = 0; i < n; i += I::kLanes)
-      I::store_row(y + i, I::exp(I::load_partial(x + i, n - i)), n - i);
+      I::store_row(y + i, I::exp2(I::load_partial(x + i, n - i)), n - i);
   }
-  static constexpr KernelTable kTable = {workspace_bytes, forward, backward, delta, exp};
+  static constexpr KernelTable kTable = {workspace_bytes, forward, backward, delta, exp2};
 };
 
 }  // namespace
