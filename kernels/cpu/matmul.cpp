@@ -6,12 +6,11 @@
 
 #include <algorithm>
 #include <array>
-#include <compare>
 #include <cstring>
 #include <map>
 #include <new>
 #include <oneapi/dnnl/dnnl.hpp>
-#include <vector>
+#include <tuple>
 
 #include "kernels/cpu/parallel.h"
 
@@ -33,7 +32,11 @@ struct Product {
   std::int64_t m, n, k, ld_a, ld_b, ld_c;
   bool trans_a, trans_b, accumulate;
   DType in, out;
-  auto operator<=>(const Product&) const = default;
+
+  auto key() const {
+    return std::tuple(m, n, k, ld_a, ld_b, ld_c, trans_a, trans_b, accumulate, in, out);
+  }
+  friend bool operator<(const Product& x, const Product& y) { return x.key() < y.key(); }
 };
 
 struct Plan {
