@@ -22,7 +22,7 @@ std::uint64_t mix(std::uint64_t x) {
 
 Permutation::Permutation(std::uint64_t n, std::uint64_t seed, std::uint64_t stream) : n_(n) {
   FARSPAN_CHECK(n >= 1);
-  half_bits_ = std::max(1, (static_cast<int>(std::bit_width(n - 1)) + 1) / 2);
+  half_bits_ = std::max(3, (static_cast<int>(std::bit_width(n - 1)) + 1) / 2);
   const CounterRng rng(seed, stream);
   for (std::size_t i = 0; i < keys_.size(); ++i) keys_[i] = rng.bits(i);
 }

@@ -1,9 +1,11 @@
 // A pseudo-random permutation of 0..n-1 evaluated one element at a time, without storing it: a
-// four-round Feistel network over the smallest even number of bits that holds n, walked until the
-// value falls below n (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
+// six-round Feistel network over the smallest even number of bits that holds n (at least 6 bits,
+// as fewer do not mix), walked until the value falls below n (Black and Rogaway, "Ciphers with
+// arbitrary finite domains", CT-RSA 2002).
 //
 //   Permutation p(n, seed, stream_id("data.documents", epoch));
-//   p(k);                    // the document at place k of this epoch; expected cost: under 4 walks
+//   p(k);                // the document at place k of this epoch; on average at most 4 walks (n >
+//   16)
 #pragma once
 
 #include <array>
@@ -20,7 +22,7 @@ class Permutation {
  private:
   std::uint64_t n_;
   int half_bits_;
-  std::array<std::uint64_t, 4> keys_;
+  std::array<std::uint64_t, 6> keys_;
 };
 
 }  // namespace farspan
