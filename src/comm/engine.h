@@ -21,6 +21,8 @@ class Engine {
   void wait(Operation& operation);
   // Moves every operation as far as it goes now.
   void poll();
+  // Lets go of an operation, finished or abandoned: it keeps this engine alive otherwise.
+  void remove(const Operation& operation);
   // Something happened that rest() waits for.
   virtual void changed() {}
 
@@ -35,9 +37,6 @@ class Engine {
   std::mutex mutex_;
   std::vector<std::shared_ptr<Operation>> active_;
   std::atomic<int> num_waiters_{0};
-
- private:
-  void remove(const Operation& operation);
 };
 
 }  // namespace farspan

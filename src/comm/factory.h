@@ -31,10 +31,11 @@ struct MpiOptions {
 // at most one. If the process was not started by mpirun, size() is 1. Throws
 // Error(kCommunication) when the library cannot serve several threads.
 //
-// Catch errors inside the lifetime of this object, print those to be printed, and call
-// world().abort(code, ""): mpirun then ends the other ranks and returns `code`. Otherwise the
-// destructor waits for the other ranks to come to their ends, or, after a failure, leaves MPI as it
-// is, so that mpirun ends the job when this process exits.
+// Catch errors inside the lifetime of this object. A SharedError reaches every rank: print it if
+// report(), and return or throw on with its code. Any other is this rank's alone: print it and call
+// world().abort(code, ""); mpirun then ends the other ranks and returns `code`. The destructor
+// waits for the other ranks to come to their ends; when they do not, or after a failure, it leaves
+// MPI as it is, so that mpirun ends the job when this process exits.
 class MpiSession {
  public:
   MpiSession(int* argc, char*** argv, MpiOptions options = {});

@@ -47,6 +47,8 @@ constexpr milliseconds kReportGrace{100};
 // For the rank that reports a failure to print and end the job before another rank does.
 constexpr milliseconds kAbortGrace{2000};
 constexpr milliseconds kOutputGrace{100};
+// How long a rank that unwinds waits for the others to do the same (comm/agree.h).
+constexpr milliseconds kUnwindingGrace{1500};
 // MPI counts are int: larger transfers go in pieces of this many bytes.
 constexpr std::size_t kMaxPiece = std::size_t{1} << 30;
 constexpr int kControlTag = 1;
@@ -167,17 +169,19 @@ class MpiJob {
     std::_Exit(static_cast<int>(code));
   }
 
-  // Ends this process's part. True when MPI may be finalized: nothing has failed and all ranks have
-  // come here. Waits for them unless something has failed; then MPI_Finalize could wait for ever.
+  // Ends this process's part. True when MPI may be finalized: all ranks have come here and nothing
+  // has failed. Otherwise MPI_Finalize could wait for ever; without it mpirun ends the job when
+  // this process exits. While an error unwinds, the other ranks may not be coming.
   bool end(bool unwinding) noexcept {
     tell_others({.kind = Notice::kEnded, .rank = rank_});
-    while (!unwinding && !fate_.failed() && num_ended_ != size_ - 1) {
+    const auto latest = Clock::now() + kUnwindingGrace;
+    while (!fate_.failed() && num_ended_ != size_ - 1 && !(unwinding && Clock::now() > latest)) {
       poll_control(milliseconds{0});
       if (num_ended_ != size_ - 1) std::this_thread::sleep_for(microseconds{200});
     }
     engine_->stop();
-    if (!unwinding) wait_for_reporter();
-    if (unwinding || fate_.failed()) return false;
+    wait_for_reporter();
+    if (fate_.failed() || num_ended_ != size_ - 1) return false;
     for (Outgoing& out : outgoing_) MPI_Wait(&out.request, MPI_STATUS_IGNORE);
     MPI_Cancel(&receive_);
     MPI_Wait(&receive_, MPI_STATUS_IGNORE);
@@ -475,7 +479,7 @@ MpiSession::MpiSession(int* argc, char*** argv, MpiOptions options)
 
 MpiSession::~MpiSession() {
   const bool unwinding = std::uncaught_exceptions() > impl_->unwinding;
-  if (!unwinding && !impl_->job->fate().failed()) impl_->world.reset();
+  impl_->world.reset();
   if (impl_->job->end(unwinding)) MPI_Finalize();
 }
 

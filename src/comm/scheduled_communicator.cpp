@@ -17,12 +17,20 @@ class Handle {
       : link_(std::move(link)), operation_(std::move(operation)) {}
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
-  ~Handle() { operation_->abandon(); }
-  void wait() { link_->engine().wait(*operation_); }
+  ~Handle() {
+    if (waited_) return;
+    operation_->abandon();
+    link_->engine().remove(*operation_);
+  }
+  void wait() {
+    waited_ = true;
+    link_->engine().wait(*operation_);
+  }
 
  private:
   std::shared_ptr<Link> link_;
   std::shared_ptr<Operation> operation_;
+  bool waited_ = false;
 };
 
 void check_peers(std::span<const Message> messages, int size, std::string_view what) {

@@ -343,6 +343,10 @@ void run_local_ranks(int size, const std::function<void(Communicator& world)>& b
     try {
       LinkedCommunicator world(std::make_shared<ThreadLink>(hub, rank, "thread"));
       body(world);
+    } catch (const SharedError&) {
+      // The other ranks throw theirs: failing the job now could take it from a rank that is still
+      // about to.
+      first.add(std::current_exception());
     } catch (...) {
       const std::exception_ptr error = std::current_exception();
       first.add(error);
