@@ -65,7 +65,7 @@ if s["tokens_per_second"] is not None:
     show("speed", f"{s['tokens_per_second']:,.0f} tokens/s on {s['ranks']} ranks "
                   f"({s['context']} share each sequence)")
 if s["device"]:
-    show("hardware", s["device"])
+    show("each rank", s["device"])
 if s["sample"]:
     print("\nWhat the model writes (it has seen few tokens: expect letters, not sense):\n")
     for line in s["sample"].splitlines():

@@ -151,9 +151,9 @@ std::string style_of(const Series& series, std::size_t place) {
     case SeriesStyle::kDashedLine:
       return fmt::format("lines lw 2 dt (8,5) lc rgb '#{}'", color);
     case SeriesStyle::kPoints:
-      return fmt::format("points pt {} ps 0.9 lc rgb '#{}'", shape, color);
+      return fmt::format("points pt {} ps 0.7 lc rgb '#{}'", shape, color);
     case SeriesStyle::kLinePoints:
-      return fmt::format("linespoints lw 2 pt {} ps 1.1 lc rgb '#{}'", shape, color);
+      return fmt::format("linespoints lw 2 pt {} ps 0.8 lc rgb '#{}'", shape, color);
   }
   return {};
 }
