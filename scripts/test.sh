@@ -54,7 +54,7 @@ if [ "$cuda" = yes ]; then
   if command -v nvcc >/dev/null; then
     say "building preset cuda"
     cmake --preset cuda
-    cmake --build --preset cuda -- -j "$jobs"
+    cmake --build --preset cuda --target farspan -- -j "$jobs"
     cuda_result="built"
   else
     cuda_result="not built: no nvcc"
