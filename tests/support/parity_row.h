@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -37,12 +38,15 @@ inline std::vector<ParityRow> parity_rows() {
   return rows;
 }
 
-inline std::string name_of_row(const ::testing::TestParamInfo<ParityRow>& info) {
-  const ParityRow& row = info.param;
-  const std::string where =
-      row.kind == DeviceKind::kCuda ? "cuda" : fmt::format("cpu_{}", name_of(row.isa));
-  return fmt::format("{}_{}", where, name_of(row.dtype));
+inline std::string name_of(const ParityRow& row) {
+  return row.kind == DeviceKind::kCuda
+             ? fmt::format("cuda_{}", name_of(row.dtype))
+             : fmt::format("cpu_{}_{}", name_of(row.isa), name_of(row.dtype));
 }
+inline std::string name_of_row(const ::testing::TestParamInfo<ParityRow>& info) {
+  return name_of(info.param);
+}
+inline void PrintTo(const ParityRow& row, std::ostream* out) { *out << name_of(row); }
 
 class ParityTest : public ::testing::TestWithParam<ParityRow> {
  protected:
