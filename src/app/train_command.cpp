@@ -44,7 +44,7 @@ void run_dry(const TrainArguments& args) {
   fmt::print("dry run of {} ranks (data {} x context {}); the rank that needs the most:\n",
              num_ranks, loaded.config.parallel().data(), loaded.config.parallel().context());
   fmt::print("{}", to_text(largest, loaded.config));
-  check_memory(largest.total_bytes(), loaded.config, /*ranks_on_machine=*/0);
+  check_memory(largest, loaded.config, /*ranks_on_machine=*/0);
 }
 
 TrainOptions::Resume resume_mode(const std::string& text) {
@@ -61,6 +61,8 @@ void run_training(Session& session, const TrainArguments& args) {
       loaded = load_resolved(args.config, args.overrides, {.num_ranks = world.size()});
     });
     const bool lead = world.rank() == 0;
+    if (lead && !args.quiet)
+      for (const Issue& note : loaded.notes) fmt::print(stderr, "note: {}\n", to_text(note));
     // Thread ranks share the process's signals: one object, owned by rank 0, is enough for all.
     std::optional<StopRequest> stop;
     if (lead || world.transport() != "thread") stop.emplace(StopRequest::Options{.announce = lead});
@@ -72,6 +74,12 @@ void run_training(Session& session, const TrainArguments& args) {
     options.quiet = args.quiet;
     options.profile = args.profile;
     options.version = version_text();
+    const config::Watchdog& limits = loaded.config.watchdog();
+    options.watchdog = {.init = limits.init(),
+                        .data = limits.data(),
+                        .step = limits.step(),
+                        .eval = limits.eval(),
+                        .save = limits.save()};
     options.stop_requested = [&stop] { return stop && stop->requested(); };
     const TrainOutcome outcome = train(loaded.config, options, world);
     if (lead) exit_code = static_cast<int>(outcome.finished ? ExitCode::kOk : ExitCode::kResumable);
@@ -87,7 +95,7 @@ void add_train_command(CLI::App& app, Session& session) {
   auto args = std::make_shared<TrainArguments>();
   CLI::App* cmd = app.add_subcommand(
       "train", "train a model: alone, with --local-ranks N, or under mpirun -np P");
-  cmd->add_option("config", args->config, "configuration, YAML (keys: farspan config --help)")
+  cmd->add_option("config", args->config, "configuration, YAML (keys: farspan config --keys)")
       ->required();
   cmd->add_option("overrides", args->overrides, "section.key=value, as in the YAML");
   cmd->add_option(

@@ -1,6 +1,7 @@
 #include "train/dry_run.h"
 
 #include "comm/factory.h"
+#include "train/run_checkpoint.h"
 
 namespace farspan {
 namespace {
@@ -63,6 +64,7 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
                   .activations = bytes(3),
                   .scratch = bytes(4),
                   .batch = bytes(5)};
+  report.checkpoint_bytes = Snapshot(engine, *world).bytes();
   return report;
 }
 
@@ -80,6 +82,8 @@ std::string to_text(const DryRunReport& report, const config::RunConfig& config)
                          human_bytes(static_cast<double>(arena.items[i].bytes)));
     out += "\n";
   }
+  out += fmt::format("  {:<12} {:>12}  host copy of this rank's share\n", "checkpoint",
+                     human_bytes(static_cast<double>(report.checkpoint_bytes)));
   const WorkCounters& work = report.step_work;
   out += fmt::format(
       "  work/step    {:.3g} TFLOP matmul, {:.3g} TFLOP attention forward, {:.3g} backward "

@@ -26,7 +26,11 @@ struct DryRunReport {
   std::int64_t local_tokens = 0;   // per micro-batch
   std::int64_t micro_batches = 0;  // per optimizer step
 
-  std::size_t total_bytes() const { return sizes.total(); }
+  std::size_t checkpoint_bytes = 0;  // host copy of this rank's share of a checkpoint
+
+  // On the device; the checkpoint's copy lies in host memory.
+  std::size_t device_bytes() const { return sizes.total(); }
+  std::size_t total_bytes() const { return sizes.total() + checkpoint_bytes; }
 };
 
 // One optimizer step and one evaluation pass of `rank` of `num_ranks`. Every sequence is taken as

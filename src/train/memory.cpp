@@ -27,26 +27,26 @@ std::optional<std::size_t> available_host_memory() {
   return std::nullopt;
 }
 
-void check_memory(std::size_t bytes_per_rank, const config::RunConfig& config,
+void check_memory(const DryRunReport& report, const config::RunConfig& config,
                   int ranks_on_machine) {
   const auto limit = static_cast<std::size_t>(config.device_memory());
-  if (limit > 0 && bytes_per_rank > limit)
+  if (limit > 0 && report.device_bytes() > limit)
     throw Error(ExitCode::kDoesNotFit,
                 {.what = fmt::format("a rank needs {:.2f} GiB and device_memory is {:.2f} GiB",
-                                     gib(bytes_per_rank), gib(limit)),
+                                     gib(report.device_bytes()), gib(limit)),
                  .where = "device_memory",
                  .fix = kAdvice});
   if (config.device() != "cpu") return;
   if (ranks_on_machine < 1) return;  // a dry run of another machine
-  const std::size_t needed = bytes_per_rank * static_cast<std::size_t>(ranks_on_machine);
+  const std::size_t needed = report.total_bytes() * static_cast<std::size_t>(ranks_on_machine);
   const auto available = available_host_memory();
   if (available && needed > *available)
-    throw Error(
-        ExitCode::kExhausted,
-        {.what = fmt::format("{} ranks of {:.2f} GiB need {:.2f} GiB; this machine has {:.2f} "
-                             "GiB left",
-                             ranks_on_machine, gib(bytes_per_rank), gib(needed), gib(*available)),
-         .fix = kAdvice});
+    throw Error(ExitCode::kExhausted,
+                {.what = fmt::format(
+                     "{} ranks of {:.2f} GiB need {:.2f} GiB; this machine has {:.2f} "
+                     "GiB left",
+                     ranks_on_machine, gib(report.total_bytes()), gib(needed), gib(*available)),
+                 .fix = kAdvice});
 }
 
 }  // namespace farspan

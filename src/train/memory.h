@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "config/run_config.pb.h"
+#include "train/dry_run.h"
 
 namespace farspan {
 
@@ -12,9 +13,9 @@ namespace farspan {
 // nullopt where that cannot be read.
 std::optional<std::size_t> available_host_memory();
 
-// Throws Error(kDoesNotFit) when `bytes_per_rank` exceeds device_memory, and Error(kExhausted) when
+// Throws Error(kDoesNotFit) when the rank's arenas exceed device_memory, and Error(kExhausted) when
 // the ranks of this machine (0: not asked) together exceed what the machine has left.
-void check_memory(std::size_t bytes_per_rank, const config::RunConfig& config,
+void check_memory(const DryRunReport& report, const config::RunConfig& config,
                   int ranks_on_machine);
 
 }  // namespace farspan

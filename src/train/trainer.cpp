@@ -66,6 +66,9 @@ class Trainer {
     if (step_ >= steps_) {
       log_.info("{} is already at step {}: nothing to do (raise train.steps to go on)",
                 folder_.string(), step_);
+      together(world_, [&] {
+        if (lead_ && !fs::exists(folder_ / "summary.json")) write_results(RunStatus::kFinished);
+      });
       return {.finished = true, .step = step_};
     }
     data_->start(step_);
@@ -73,10 +76,14 @@ class Trainer {
     while (step_ < steps_ && !stop) stop = one_step();
     const bool finished = step_ >= steps_;
     finish_saving();
-    if (finished)
-      finish();
-    else
+    if (!finished)
       log_.info("stopped on request at step {} of {}; start again to resume", step_, steps_);
+    {
+      auto section = watchdog_.enter(Phase::kEval, step_);
+      together(world_, [&] {
+        if (lead_) write_results(finished ? RunStatus::kFinished : RunStatus::kStopped);
+      });
+    }
     if (options_.profile) print_profile();
     return {.finished = finished, .step = step_};
   }
@@ -128,8 +135,7 @@ class Trainer {
   void allocate() {
     const DryRunReport report = dry_run(config_, world_.rank(), world_.size());
     parameters_ = report.parameters;
-    together(world_,
-             [&] { check_memory(report.total_bytes(), config_, options_.ranks_on_machine); });
+    together(world_, [&] { check_memory(report, config_, options_.ranks_on_machine); });
     together(world_, [&] {
       backend_ =
           make_backend({.kind = config_.device() == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu,
@@ -184,6 +190,7 @@ class Trainer {
     const io::TrainState& state = reader.manifest().state();
     step_ = state.step();
     tokens_ = state.tokens();
+    newest_checkpoint_ = *checkpoint;
     skipped_ = state.skipped_steps();
     log_.info("resuming from {} (step {}, {} tokens)", checkpoint->string(), step_, tokens_);
     if (lead_ && options_.resume == TrainOptions::Resume::kPath)
@@ -370,37 +377,35 @@ class Trainer {
   }
 
   void announce(const SaveOutcome& outcome) {
-    last_checkpoint_ = outcome.path;
+    newest_checkpoint_ = outcome.path;
     log_.info("saved {} ({:.1f} MiB in {:.2f} s)", outcome.path.string(),
               static_cast<double>(outcome.bytes) / (1 << 20), outcome.seconds);
   }
 
   // ---- after the last step
 
-  void finish() {
-    auto section = watchdog_.enter(Phase::kEval, step_);
-    together(world_, [&] {
-      if (lead_) write_results();
-    });
-  }
-
-  void write_results() {
+  // Also for a run that was killed after its last checkpoint and has nothing left to do.
+  void write_results(RunStatus status) {
+    if (!reports_) open_reports();
     reports_->progress.finish();
     RunSummary summary;
+    summary.status = status;
     summary.name = config_.name();
     summary.steps = step_;
     summary.tokens = tokens_;
     summary.byte_tokens = data_->tokenizer().name == "bytes";
-    summary.peak_flops_per_rank = peak_.flops_per_second;
-    summary.peak_method = peak_.how;
+    if (peak_.flops_per_second > 0) {
+      summary.peak_flops_per_rank = peak_.flops_per_second;
+      summary.peak_method = peak_.how;
+    }
     summary.parameters = parameters_;
     summary.ranks = world_.size();
     summary.data = mesh_->data_size();
     summary.context = mesh_->context_size();
     summary.device = backend_->description();
-    summary.checkpoint = last_checkpoint_.string();
+    summary.checkpoint = newest_checkpoint_.string();
     add_losses(summary, read_metrics(reports_->metrics.path()));
-    if (summary.byte_tokens) summary.sample = sample();
+    if (summary.byte_tokens && status == RunStatus::kFinished) summary.sample = sample();
     if (reports_->board && !summary.sample.empty())
       reports_->board->text("sample", step_, summary.sample);
     const fs::path plot = folder_ / "loss.svg";
@@ -412,9 +417,9 @@ class Trainer {
     }
     summary.seconds = seconds_since(begin_);
     write_summary(folder_ / "summary.json", summary);
-    log_.info("finished step {}: loss {:.4f} -> {:.4f} nats per token, {:.0f} tokens/s; {}", step_,
-              summary.loss_first, summary.loss_last, summary.tokens_per_second,
-              (folder_ / "summary.json").string());
+    log_.info("{} step {}: loss {:.4f} -> {:.4f} nats per token, {:.0f} tokens/s; {}",
+              status == RunStatus::kFinished ? "finished" : "stopped at", step_, summary.loss_first,
+              summary.loss_last, summary.tokens_per_second, (folder_ / "summary.json").string());
   }
 
   std::string sample() {
@@ -440,6 +445,10 @@ class Trainer {
     for (const auto& [name, sum] : trace_.sums())
       log_.info("  {:<24} {:>9.3f} s  {:>5.1f}%  {} times", name, sum.seconds,
                 100 * sum.seconds / total, sum.calls);
+    log_.info("memory in use at its peak, by arena (a dry run predicts the same):");
+    for (const Arena* arena : engine_->arenas())
+      log_.info("  {:<24} {:>12} bytes", arena->name(), arena->high_water());
+    log_.info("  {:<24} {:>12} bytes", "checkpoint", snapshot_->bytes());
   }
 
   const config::RunConfig& config_;
@@ -459,15 +468,16 @@ class Trainer {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Engine> engine_;
   std::optional<Snapshot> snapshot_;
-  std::unique_ptr<CheckpointWriter> writer_;  // after snapshot_: its thread reads that memory
-  std::exception_ptr save_error_;
   std::unique_ptr<Reports> reports_;
+  // After snapshot_, whose memory its thread reads, and reports_, whose bar its messages clear.
+  std::unique_ptr<CheckpointWriter> writer_;
+  std::exception_ptr save_error_;
   MatmulPeak peak_;
   std::int64_t parameters_ = 0;
   std::int64_t step_ = 0;
   std::int64_t tokens_ = 0;
   std::int64_t skipped_ = 0;
-  fs::path last_checkpoint_;
+  fs::path newest_checkpoint_;
 };
 
 }  // namespace
