@@ -25,8 +25,9 @@ class BadInput(unittest.TestCase):
             self.assertIn(text, output)
         self.assertEqual(output.count("farspan: error"), 1, "one message, from one rank:\n" + output)
 
-    def train(self, *arguments, ranks=1, mpi=False):
-        return farspan("train", *arguments, "--quiet", ranks=ranks, mpi=mpi)
+    def train(self, config, *overrides, ranks=1, mpi=False):
+        folder = f"output_dir={self.workspace.run_folder('refused')}"
+        return farspan("train", config, folder, *overrides, "--quiet", ranks=ranks, mpi=mpi)
 
     def test_missing_configuration(self):
         for ranks, mpi in ((1, False), (3, False), (3, True)):
