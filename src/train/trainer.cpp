@@ -242,6 +242,7 @@ class Trainer {
     }
     auto section = watchdog_.enter(Phase::kStep, step_);
     const double exposed_before = exposed_seconds();
+    const std::int64_t bytes_before = ring_bytes_sent();
     const double lr = schedule_.at(step_);
     engine_->train_step(micro_batches, lr,
                         {.stop_requested = options_.stop_requested && options_.stop_requested(),
@@ -251,7 +252,9 @@ class Trainer {
     tokens_ += config_.train().batch_tokens();
     guard(result);
     if (step_ % config_.logging().every() == 0 || step_ == steps_)
-      report(result, lr, seconds_since(begin), exposed_seconds() - exposed_before);
+      report(result, lr, seconds_since(begin),
+             {{"exposed_comm_seconds", exposed_seconds() - exposed_before},
+              {"ring_bytes_sent", static_cast<double>(ring_bytes_sent() - bytes_before)}});
     if (result.flags.save_failed) finish_saving();  // throws the error on every rank
     const bool stop = result.flags.stop_requested;
     const auto due = [&](std::int64_t every) { return every > 0 && step_ % every == 0; };
@@ -264,6 +267,10 @@ class Trainer {
   double exposed_seconds() const {
     const auto it = trace_.sums().find("attention.exposed");
     return it == trace_.sums().end() ? 0.0 : it->second.seconds;
+  }
+
+  std::int64_t ring_bytes_sent() const {
+    return mesh_->context().counters().of(Collective::kExchange).bytes_sent;
   }
 
   // The gate itself is on the device (ClipArgs); here the skips are counted and bounded.
@@ -289,7 +296,7 @@ class Trainer {
     });
   }
 
-  void report(const StepResult& result, double lr, double seconds, double exposed) {
+  void report(const StepResult& result, double lr, double seconds, MetricExtras extras) {
     if (!lead_) return;
     const std::int64_t batch = config_.train().batch_tokens();
     const double flops =
@@ -308,7 +315,7 @@ class Trainer {
                        .stage = 0,
                        .valid_tokens = static_cast<std::int64_t>(result.valid_tokens),
                        .skipped = skipped_,
-                       .extras = {{"exposed_comm_seconds", exposed}}};
+                       .extras = std::move(extras)};
     reports_->metrics.write(row);
     if (reports_->board) reports_->board->write(row);
     reports_->progress.step({.step = step_,
