@@ -94,9 +94,35 @@ std::string damaged_ranges(const fs::path& store, const Json& json) {
   return text;
 }
 
+// Checks the file against a manifest's size and, when `hash`, content.
+StoreInfo check_against(const fs::path& store, const Json& json, bool hash) {
+  StoreInfo info;
+  info.file_bytes = json.at("bytes").get<std::int64_t>();
+  info.file_hash = json.at("xxh3_128").get<std::string>();
+  info.num_tokens = json.at("tokens").get<std::int64_t>();
+  info.num_documents = json.at("documents").get<std::int64_t>();
+  info.tokenizer.vocab_size = json.at("vocab_size").get<std::int64_t>();
+  info.tokenizer.name = json.at("tokenizer").get<std::string>();
+  const auto bytes = static_cast<std::int64_t>(fs::file_size(store));
+  if (bytes < info.file_bytes)
+    bad(store, fmt::format("the token store is truncated at byte {}: its manifest says {} bytes",
+                           bytes, info.file_bytes));
+  if (bytes > info.file_bytes)
+    bad(store, fmt::format("the token store has {} bytes, {} more than its manifest says", bytes,
+                           bytes - info.file_bytes));
+  if (hash && hash_file(store, 0).xxh3_128 != info.file_hash)
+    bad(store, fmt::format("the token store is damaged: {} differ from what its manifest says",
+                           damaged_ranges(store, json)));
+  return info;
+}
+
 }  // namespace
 
 fs::path manifest_path(const fs::path& store) { return store.string() + ".manifest.json"; }
+
+fs::path next_manifest_path(const fs::path& store) {
+  return manifest_path(store).string() + ".next";
+}
 
 std::string make_manifest(const fs::path& file, const std::string& final_name, StoreInfo& info) {
   const std::int64_t block_bytes = block_bytes_for(static_cast<std::int64_t>(fs::file_size(file)));
@@ -128,35 +154,22 @@ std::string make_manifest(const fs::path& file, const std::string& final_name, S
 StoreInfo check_manifest(const fs::path& store, bool hash) {
   check_present(store);
   const fs::path path = manifest_path(store);
+  if (fs::exists(next_manifest_path(store))) {
+    // A replacement was cut short: the store may be the new one already.
+    try {
+      return check_against(store, parse_verified(next_manifest_path(store)), /*hash=*/true);
+    } catch (const Error&) {
+      // Then it is the old one, which its own manifest describes.
+    }
+  }
   if (!fs::exists(path)) {
     if (!starts_as_hdf5(store))
       bad(store, "this is not a token store: it is no HDF5 file and has no manifest",
           "name a store made by `farspan data import` or `farspan data synth`");
-    bad(store, fmt::format("the manifest {} is missing: it was not copied along, or an import was "
-                           "interrupted between writing the data and the manifest",
+    bad(store, fmt::format("the manifest {} is missing: it was not copied along with the store",
                            path.filename().string()));
   }
-  const Json json = parse_verified(path);
-  StoreInfo info;
-  info.file_bytes = json.at("bytes").get<std::int64_t>();
-  info.file_hash = json.at("xxh3_128").get<std::string>();
-  info.num_tokens = json.at("tokens").get<std::int64_t>();
-  info.num_documents = json.at("documents").get<std::int64_t>();
-  info.tokenizer.vocab_size = json.at("vocab_size").get<std::int64_t>();
-  info.tokenizer.name = json.at("tokenizer").get<std::string>();
-  const auto bytes = static_cast<std::int64_t>(fs::file_size(store));
-  constexpr std::string_view kInterrupted =
-      " (or an import with --force was interrupted between the data and the manifest)";
-  if (bytes < info.file_bytes)
-    bad(store, fmt::format("the token store is truncated at byte {}: its manifest says {} bytes{}",
-                           bytes, info.file_bytes, kInterrupted));
-  if (bytes > info.file_bytes)
-    bad(store, fmt::format("the token store has {} bytes, {} more than its manifest says{}", bytes,
-                           bytes - info.file_bytes, kInterrupted));
-  if (hash && hash_file(store, 0).xxh3_128 != info.file_hash)
-    bad(store, fmt::format("the token store is damaged: {} differ from what was written{}",
-                           damaged_ranges(store, json), kInterrupted));
-  return info;
+  return check_against(store, parse_verified(path), hash);
 }
 
 bool looks_like_token_store(const fs::path& path) noexcept {

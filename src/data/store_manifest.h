@@ -17,6 +17,9 @@
 namespace farspan {
 
 std::filesystem::path manifest_path(const std::filesystem::path& store);
+// STORE.h5.manifest.json.next: put in place before a store is replaced and renamed to the manifest
+// after, so that the store verifies by one of the two whenever the replacement is cut short.
+std::filesystem::path next_manifest_path(const std::filesystem::path& store);
 
 // The manifest's text for the store file at `file`, which will be named `final_name`. Hashes it.
 // Fills info.file_bytes and info.file_hash.

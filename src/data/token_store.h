@@ -136,7 +136,8 @@ class TokenStoreWriter {
   // Completes, syncs and hashes the temporary files. Throws Error(kBadData) when nothing was
   // written, Error(kExhausted) when the disk is full.
   void prepare();
-  // Renames the file, then its manifest, into place (after prepare()).
+  // Renames the file and its manifest into place (after prepare()). Killed at any moment, the old
+  // store or the new one is there and verifies.
   StoreInfo commit();
   StoreInfo finish() {
     prepare();

@@ -363,12 +363,10 @@ void TokenStoreWriter::prepare() {
 StoreInfo TokenStoreWriter::commit() {
   Impl& w = *impl_;
   FARSPAN_CHECK(w.prepared && !w.committed);
-  // The old manifest goes first: a crash before the last rename leaves a file without manifest,
-  // which is refused and explained, never one that looks like another's.
-  std::error_code ec;
-  fs::remove(manifest_path(w.path), ec);
+  // Whenever this is cut short, the store in place verifies by its manifest or by the next one.
+  rename_synced(w.temporary_manifest(), next_manifest_path(w.path));
   rename_synced(w.temporary, w.path);
-  rename_synced(w.temporary_manifest(), manifest_path(w.path));
+  rename_synced(next_manifest_path(w.path), manifest_path(w.path));
   w.committed = true;
   return w.info;
 }

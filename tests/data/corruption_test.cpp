@@ -52,6 +52,7 @@ class Corruption : public ::testing::Test {
   }
 
   Outcome outcome(TokenStore::Verify verify) {
+    const IgnoreLeaks ignore;
     try {
       return read_content(path_, verify) == good_ ? Outcome::kSame : Outcome::kSilent;
     } catch (const Error& error) {

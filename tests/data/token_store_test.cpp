@@ -339,23 +339,37 @@ TEST(TokenStoreWriter, RefusesWhatItCannotStore) {
   EXPECT_ERROR(TokenStoreWriter("/proc/nowhere/b.h5", {}), ExitCode::kUsage, "cannot create");
 }
 
-TEST(TokenStoreWriter, InterruptedReplacementIsExplained) {
+// At each point where a crash could cut a replacement short, a store is there that verifies.
+TEST(TokenStoreWriter, InterruptedReplacementLosesNothing) {
   TemporaryFolder folder;
   const auto path = folder / "a.h5";
-  write_store(path, make_documents({.seed = 1}));
-  TokenStoreWriter writer(path, {.tokenizer = byte_tokenizer_info(), .overwrite = true});
-  const std::vector<std::int32_t> ids{1, 2, 3};
-  writer.append({.tokens = ids});
-  writer.end_document();
-  writer.prepare();
-  EXPECT_EQ(TokenStore(path).info().num_documents, 20) << "the old store stays until commit";
-  // What a crash between commit's two renames leaves.
-  const fs::path temporary = fmt::format("{}.tmp.{}", path.string(), ::getpid());
-  fs::copy_file(temporary, path, fs::copy_options::overwrite_existing);
-  EXPECT_ERROR(TokenStore{path}, ExitCode::kBadData, "import with --force was interrupted");
-  writer.commit();
-  EXPECT_EQ(TokenStore(path).info().num_documents, 1);
-  EXPECT_EQ(farspan::testing::count_files(folder.path()), 2);
+  for (const TokenStore::Verify verify : {TokenStore::Verify::kHash, TokenStore::Verify::kSize}) {
+    write_store(path, make_documents({.seed = 1, .vocab = 260}), 260, true);
+    const std::string old_store = read_all(path), old_manifest = read_all(manifest_path(path));
+    TokenStoreWriter writer(path, {.tokenizer = byte_tokenizer_info(), .overwrite = true});
+    const std::vector<std::int32_t> ids{1, 2, 3};
+    writer.append({.tokens = ids});
+    writer.end_document();
+    writer.prepare();
+    EXPECT_EQ(TokenStore(path, verify).info().num_documents, 20) << "before commit";
+    writer.commit();
+    EXPECT_EQ(farspan::testing::count_files(folder.path()), 2);
+    const std::string new_store = read_all(path), new_manifest = read_all(manifest_path(path));
+    EXPECT_EQ(TokenStore(path, verify).info().num_documents, 1) << "after commit";
+    // What commit's three renames pass through.
+    write_all(next_manifest_path(path), new_manifest);
+    write_all(manifest_path(path), old_manifest);
+    EXPECT_EQ(TokenStore(path, verify).info().num_documents, 1) << "after the second rename";
+    write_all(path, old_store);
+    EXPECT_EQ(TokenStore(path, verify).info().num_documents, 20) << "after the first rename";
+    // The same for a store that was not there before.
+    write_all(path, new_store);
+    fs::remove(manifest_path(path));
+    EXPECT_EQ(TokenStore(path, verify).info().num_documents, 1) << "first store, second rename";
+    write_store(path, make_documents({.seed = 2, .count = 7, .vocab = 260}), 260, true);
+    EXPECT_EQ(TokenStore(path, verify).info().num_documents, 7) << "the next import tidies up";
+    EXPECT_EQ(farspan::testing::count_files(folder.path()), 2);
+  }
 }
 
 // A limit on the size of files stands for a full disk: the same path, without a disk to fill.
