@@ -25,4 +25,9 @@ std::vector<DeviceKind> built_backends() {
   return kinds;
 }
 
+std::vector<DeviceFact> device_facts(DeviceKind kind) {
+  if (kind == DeviceKind::kCuda) return cuda_facts();
+  return {};
+}
+
 }  // namespace farspan

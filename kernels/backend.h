@@ -54,4 +54,14 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options);
 // Kinds that this build contains.
 std::vector<DeviceKind> built_backends();
 
+// One thing to know about the devices of this machine, for people.
+struct DeviceFact {
+  std::string name;   // "cuda driver"
+  std::string value;  // "serves CUDA up to 13.0"
+};
+
+// What this build and this machine have for a kind of device: libraries, driver, devices. Empty
+// where make_backend's description says everything. An absent device is a fact, not an error.
+std::vector<DeviceFact> device_facts(DeviceKind kind);
+
 }  // namespace farspan

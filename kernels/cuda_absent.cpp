@@ -11,4 +11,6 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
                                  .fix = "build with cmake --preset cuda, or set device: cpu"});
 }
 
+std::vector<DeviceFact> cuda_facts() { return {}; }
+
 }  // namespace farspan

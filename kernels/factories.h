@@ -15,5 +15,7 @@ std::unique_ptr<Backend> make_dry_backend(const BackendOptions& options);
 // and the second throws Error(kUsage).
 bool cuda_is_built();
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
+// Libraries, driver and devices (kernels/cuda/cuda_facts.cpp); empty without CUDA.
+std::vector<DeviceFact> cuda_facts();
 
 }  // namespace farspan

@@ -3,35 +3,64 @@
 #include "kernels/cuda/cuda_error.h"
 
 namespace farspan::cuda {
+namespace {
+
+// For destructors: an error here has been or will be reported by the call that caused it, and must
+// not be found by the next launch.
+void forget(cudaError_t status) noexcept {
+  if (status != cudaSuccess) (void)cudaGetLastError();
+}
+
+}  // namespace
+
+DeviceCount count_devices() {
+  DeviceCount found;
+  const cudaError_t status = cudaGetDeviceCount(&found.devices);
+  if (status == cudaSuccess && found.devices > 0) return found;
+  forget(status);
+  // A machine without a driver is reported as one whose driver is too old.
+  int driver = 0;
+  const bool has_driver = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;
+  return {.devices = 0,
+          .reason = has_driver
+                        ? cudaGetErrorString(status == cudaSuccess ? cudaErrorNoDevice : status)
+                        : "no NVIDIA driver is loaded"};
+}
 
 CudaStream::CudaStream() {
   FARSPAN_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
 }
 
-CudaStream::~CudaStream() { cudaStreamDestroy(stream_); }
+CudaStream::~CudaStream() { forget(cudaStreamDestroy(stream_)); }
 
 void CudaStream::synchronize() { FARSPAN_CUDA(cudaStreamSynchronize(stream_)); }
 
 cudaStream_t native(const Stream& stream) {
-  return static_cast<cudaStream_t>(stream.native_handle());
+  auto* const queue = static_cast<cudaStream_t>(stream.native_handle());
+  FARSPAN_CHECK(queue != nullptr, "CUDA work on a stream that is not CUDA's");
+  return queue;
 }
 
-CudaDevice::CudaDevice(int index) : index_(index) { FARSPAN_CUDA(cudaSetDevice(index)); }
+CudaDevice::CudaDevice(int index) : index_(index) { make_current(); }
+
+void CudaDevice::make_current() const { FARSPAN_CUDA(cudaSetDevice(index_)); }
 
 Buffer CudaDevice::allocate(std::size_t bytes) {
   if (bytes == 0) return {};
+  make_current();
   void* data = nullptr;
   FARSPAN_CUDA(cudaMalloc(&data, bytes));
   return Buffer(static_cast<std::byte*>(data), bytes, id(),
-                [](std::byte* p, std::size_t) { cudaFree(p); });
+                [](std::byte* p, std::size_t) { forget(cudaFree(p)); });
 }
 
 Buffer CudaDevice::allocate_host(std::size_t bytes) {
   if (bytes == 0) return {};
+  make_current();
   void* data = nullptr;
   FARSPAN_CUDA(cudaMallocHost(&data, bytes));
   return Buffer(static_cast<std::byte*>(data), bytes, {DeviceKind::kCpu, 0},
-                [](std::byte* p, std::size_t) { cudaFreeHost(p); });
+                [](std::byte* p, std::size_t) { forget(cudaFreeHost(p)); });
 }
 
 void CudaDevice::copy(std::byte* dst, const std::byte* src, std::size_t bytes, Stream& stream) {
@@ -39,6 +68,9 @@ void CudaDevice::copy(std::byte* dst, const std::byte* src, std::size_t bytes, S
   FARSPAN_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, native(stream)));
 }
 
-std::unique_ptr<Stream> CudaDevice::make_stream() { return std::make_unique<CudaStream>(); }
+std::unique_ptr<Stream> CudaDevice::make_stream() {
+  make_current();
+  return std::make_unique<CudaStream>();
+}
 
 }  // namespace farspan::cuda

@@ -1,14 +1,32 @@
 // One NVIDIA GPU: memory, pinned host memory, streams.
+//
+//   CudaDevice device(0);
+//   const auto stream = device.make_stream();
+//   Buffer x = device.allocate(bytes);                  // at a multiple of 256 bytes
+//   device.copy(x.data(), host, x.bytes(), *stream);    // host memory may be pageable or pinned
+//
+// CUDA keeps a current device per thread: a thread other than the one that made the CudaDevice, or
+// one that uses several, launches kernels only after it has allocated or made a stream on this one.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <memory>
+#include <string>
 
 #include "core/device.h"
 
 namespace farspan::cuda {
 
+struct DeviceCount {
+  int devices = 0;
+  std::string reason;  // CUDA's, where there is none
+};
+
+// The GPUs that this process may use. Throws nothing for their absence.
+DeviceCount count_devices();
+
+// A queue of the current device.
 class CudaStream final : public Stream {
  public:
   CudaStream();
@@ -24,7 +42,7 @@ class CudaStream final : public Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-// The queue behind a Stream of this backend.
+// The queue behind a Stream of this backend. CHECKs that it has one.
 cudaStream_t native(const Stream& stream);
 
 class CudaDevice final : public Device {
@@ -39,6 +57,8 @@ class CudaDevice final : public Device {
   std::unique_ptr<Stream> make_stream() override;
 
  private:
+  void make_current() const;
+
   int index_;
 };
 

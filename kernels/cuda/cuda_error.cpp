@@ -8,13 +8,17 @@ namespace {
 bool environment_problem(cudaError_t status) {
   return status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver ||
          status == cudaErrorInvalidDevice || status == cudaErrorSystemDriverMismatch ||
-         status == cudaErrorDevicesUnavailable;
+         status == cudaErrorDevicesUnavailable || status == cudaErrorStubLibrary ||
+         status == cudaErrorCallRequiresNewerDriver || status == cudaErrorUnsupportedPtxVersion ||
+         status == cudaErrorNoKernelImageForDevice;
 }
 
 }  // namespace
 
 void check(cudaError_t status, const char* call, const char* file, int line) {
   if (status == cudaSuccess) return;
+  // The runtime also keeps the failure for cudaGetLastError, where the next launch would find it.
+  (void)cudaGetLastError();
   const std::string where = fmt::format("{}:{}: {}", file, line, call);
   const std::string what = fmt::format("CUDA: {}", cudaGetErrorString(status));
   if (status == cudaErrorMemoryAllocation)
@@ -26,16 +30,19 @@ void check(cudaError_t status, const char* call, const char* file, int line) {
   if (environment_problem(status))
     throw Error(ExitCode::kUsage, {.what = what,
                                    .where = where,
-                                   .fix = "install a driver for this CUDA version and check "
-                                          "nvidia-smi, or set device: cpu"});
+                                   .fix = "check the GPU and its driver (nvidia-smi, farspan "
+                                          "doctor), or set device: cpu"});
   throw Error(ExitCode::kInternal, {.what = what, .where = where});
 }
 
 void check(cublasStatus_t status, const char* call, const char* file, int line) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw Error(status == CUBLAS_STATUS_ALLOC_FAILED ? ExitCode::kExhausted : ExitCode::kInternal,
-              {.what = fmt::format("cuBLASLt: {}", cublasGetStatusString(status)),
-               .where = fmt::format("{}:{}: {}", file, line, call)});
+  (void)cudaGetLastError();
+  const ExitCode code = status == CUBLAS_STATUS_ALLOC_FAILED    ? ExitCode::kExhausted
+                        : status == CUBLAS_STATUS_ARCH_MISMATCH ? ExitCode::kUsage
+                                                                : ExitCode::kInternal;
+  throw Error(code, {.what = fmt::format("cuBLASLt: {}", cublasLtGetStatusString(status)),
+                     .where = fmt::format("{}:{}: {}", file, line, call)});
 }
 
 }  // namespace farspan::cuda

@@ -6,8 +6,9 @@
 
 namespace farspan::cuda {
 
-// Throws Error: kExhausted when memory ran out, else kInternal (a bad launch is our bug) or kUsage
-// (no device, driver too old), naming the call.
+// Throws Error: kExhausted when memory ran out, kUsage for what the machine lacks (no device,
+// driver too old, a GPU older than this build's code), else kInternal (a bad launch is our bug),
+// naming the call. Leaves no error behind in the runtime, unless CUDA's context itself is lost.
 void check(cudaError_t status, const char* call, const char* file, int line);
 void check(cublasStatus_t status, const char* call, const char* file, int line);
 

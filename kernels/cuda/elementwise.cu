@@ -4,10 +4,19 @@
 namespace farspan::cuda {
 namespace {
 
-template <typename S, typename D>
-__global__ void convert_kernel(const S* src, D* dst, std::int64_t n) {
-  for (std::int64_t i = first_index(); i < n; i += stride())
-    dst[i] = from_float<D>(to_float(src[i]));
+// The bits of BFloat16 (core/dtype.h): a NaN keeps its upper half, where the hardware's conversion
+// makes all NaNs one.
+__device__ __forceinline__ bf16 rounded(float x) {
+  if (!isnan(x)) return __float2bfloat16_rn(x);
+  return __ushort_as_bfloat16(static_cast<unsigned short>((__float_as_uint(x) >> 16) | 0x40u));
+}
+
+__global__ void narrow_kernel(const float* src, bf16* dst, std::int64_t n) {
+  for (std::int64_t i = first_index(); i < n; i += stride()) dst[i] = rounded(src[i]);
+}
+
+__global__ void widen_kernel(const bf16* src, float* dst, std::int64_t n) {
+  for (std::int64_t i = first_index(); i < n; i += stride()) dst[i] = __bfloat162float(src[i]);
 }
 
 template <typename T>
@@ -110,12 +119,15 @@ void copy(const CopyArgs& args, cudaStream_t stream) {
         cudaMemcpyAsync(args.dst.data, args.src.data, args.src.bytes(), cudaMemcpyDefault, stream));
     return;
   }
-  with_compute_type(args.src.dtype, [&]<typename S>() {
-    with_compute_type(args.dst.dtype, [&]<typename D>() {
-      convert_kernel<S, D>
-          <<<grid_of(n), kBlock, 0, stream>>>(data<S>(args.src), data<D>(args.dst), n);
-    });
-  });
+  if (args.dst.dtype == DType::kBF16) {
+    FARSPAN_CHECK(args.src.dtype == DType::kF32, "copy of {} to bf16", name_of(args.src.dtype));
+    narrow_kernel<<<grid_of(n), kBlock, 0, stream>>>(data<float>(args.src), data<bf16>(args.dst),
+                                                     n);
+  } else {
+    FARSPAN_CHECK(args.src.dtype == DType::kBF16 && args.dst.dtype == DType::kF32,
+                  "copy of {} to {}", name_of(args.src.dtype), name_of(args.dst.dtype));
+    widen_kernel<<<grid_of(n), kBlock, 0, stream>>>(data<bf16>(args.src), data<float>(args.dst), n);
+  }
   FARSPAN_CUDA(cudaGetLastError());
 }
 

@@ -4,9 +4,14 @@
 #include <nccl.h>
 
 #include <atomic>
+#include <chrono>
 #include <mutex>
-#include <numeric>
+#include <thread>
 #include <utility>
+
+#include "comm/agree.h"
+#include "comm/operation.h"
+#include "comm/schedule.h"
 
 namespace farspan {
 namespace {
@@ -15,15 +20,21 @@ namespace {
   throw Error(ExitCode::kCommunication,
               {.what = fmt::format("NCCL: {}", reason),
                .where = call,
-               .fix = "run with NCCL_DEBUG=INFO; two ranks need two GPUs"});
+               .fix = "run with NCCL_DEBUG=INFO to see more; every rank needs a GPU of its own"});
 }
 
 void check(ncclResult_t status, const char* call) {
-  if (status != ncclSuccess) fail(ncclGetErrorString(status), call);
+  if (status == ncclSuccess) return;
+  const char* detail = ncclGetLastError(nullptr);
+  const bool more = detail != nullptr && *detail != '\0';
+  fail(fmt::format("{}{}{}", ncclGetErrorString(status), more ? ": " : "", more ? detail : ""),
+       call);
 }
 
 void check(cudaError_t status, const char* call) {
-  if (status != cudaSuccess) fail(cudaGetErrorString(status), call);
+  if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // else the next kernel's launch would report it
+  fail(cudaGetErrorString(status), call);
 }
 
 #define FARSPAN_NCCL(call) check((call), #call)
@@ -32,8 +43,6 @@ ncclDataType_t data_type(DType dtype) {
   switch (dtype) {
     case DType::kF32:
       return ncclFloat32;
-    case DType::kBF16:
-      return ncclBfloat16;
     case DType::kF64:
       return ncclFloat64;
     case DType::kI32:
@@ -41,40 +50,212 @@ ncclDataType_t data_type(DType dtype) {
     case DType::kI64:
       return ncclInt64;
     default:
-      FARSPAN_CHECK(false, "NCCL reduction of {}", name_of(dtype));
+      FARSPAN_CHECK(false, "NCCL reduction of {}: reduce in f32", name_of(dtype));
   }
   return ncclUint8;
 }
 
-ncclRedOp_t reduction(ReduceOp op) {
+ncclRedOp_t reduction(DType dtype, ReduceOp op) {
+  const bool integers = dtype == DType::kI32 || dtype == DType::kI64;
+  FARSPAN_CHECK(op == ReduceOp::kSum || integers, "NCCL's max and min of {} lose NaN",
+                name_of(dtype));
   return op == ReduceOp::kSum ? ncclSum : op == ReduceOp::kMax ? ncclMax : ncclMin;
 }
 
-// An event that CUDA recycles with this object.
+std::size_t count(const Tensor& t) { return static_cast<std::size_t>(t.numel()); }
+
+// CUDA lets both be destroyed while work that uses them is under way.
 class Event {
  public:
-  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate"); }
-  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  Event() { FARSPAN_NCCL(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
-  ~Event() {
-    if (event_ != nullptr) cudaEventDestroy(event_);
+  ~Event() { cudaEventDestroy(event_); }
+  // The work that `from` holds now comes before what `to` is given from now on.
+  void order(cudaStream_t from, cudaStream_t to) {
+    record(from);
+    before(to);
   }
-  cudaEvent_t get() const { return event_; }
+  void record(cudaStream_t queue) { FARSPAN_NCCL(cudaEventRecord(event_, queue)); }
+  void before(cudaStream_t queue) { FARSPAN_NCCL(cudaStreamWaitEvent(queue, event_, 0)); }
 
  private:
   cudaEvent_t event_ = nullptr;
 };
 
+class Queue {
+ public:
+  Queue() { FARSPAN_NCCL(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  Queue(const Queue&) = delete;
+  Queue& operator=(const Queue&) = delete;
+  ~Queue() { cudaStreamDestroy(stream_); }
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// Calls between ncclGroupStart and ncclGroupEnd are one operation. An exception must not leave this
+// thread inside the group.
+class Group {
+ public:
+  Group() { FARSPAN_NCCL(ncclGroupStart()); }
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+  ~Group() {
+    if (!ended_) ncclGroupEnd();
+  }
+  void end() {
+    ended_ = true;
+    FARSPAN_NCCL(ncclGroupEnd());
+  }
+
+ private:
+  bool ended_ = false;
+};
+
+// One ncclComm_t: used by its rank's thread, aborted by any. Unless closed it is aborted in the
+// end, because closing waits for the other ranks to close theirs.
+class Channel {
+ public:
+  Channel(int rank, int size, const ncclUniqueId& id) {
+    ncclComm_t comm = nullptr;
+    FARSPAN_NCCL(ncclCommInitRank(&comm, size, id, rank));
+    comm_ = comm;
+  }
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+  ~Channel() { abort(); }
+
+  // Calls body(comm) while no other thread can free it. Throws when the communicator has failed.
+  template <typename Body>
+  void use(Body&& body) {
+    const std::lock_guard lock(calls_);
+    ncclComm_t comm = comm_.load();
+    if (comm == nullptr) fail("the communicator was aborted", "NCCL operation");
+    ncclResult_t state = ncclSuccess;
+    FARSPAN_NCCL(ncclCommGetAsyncError(comm, &state));
+    if (state != ncclInProgress) check(state, "ncclCommGetAsyncError");
+    body(comm);
+  }
+
+  void close() noexcept {
+    const std::lock_guard lock(calls_);
+    if (ncclComm_t comm = comm_.exchange(nullptr)) ncclCommDestroy(comm);
+  }
+
+  void abort() noexcept {
+    // Host calls of NCCL are short unless they wait for a rank that is gone. Then they end by this
+    // very abort, which NCCL allows beside them.
+    const std::unique_lock lock(calls_, std::chrono::seconds(2));
+    if (ncclComm_t comm = comm_.exchange(nullptr)) ncclCommAbort(comm);
+  }
+
+ private:
+  std::timed_mutex calls_;
+  std::atomic<ncclComm_t> comm_{nullptr};
+};
+
+// All channels of one rank, the world's and those split from it: they fail together.
+class Family {
+ public:
+  void add(const std::shared_ptr<Channel>& channel) {
+    const std::lock_guard lock(mutex_);
+    if (aborted_) fail("the job was aborted", "split");
+    std::erase_if(channels_, [](const auto& known) { return known.expired(); });
+    channels_.push_back(channel);
+  }
+
+  bool aborted() const { return aborted_.load(); }
+
+  void abort() noexcept {
+    std::vector<std::thread> threads;
+    {
+      const std::lock_guard lock(mutex_);
+      aborted_ = true;
+      // Side by side: a kernel of one may wait on this GPU for one of another.
+      for (const std::weak_ptr<Channel>& known : channels_)
+        if (auto channel = known.lock()) start(threads, std::move(channel));
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+
+ private:
+  static void start(std::vector<std::thread>& threads, std::shared_ptr<Channel> channel) noexcept {
+    try {
+      threads.emplace_back([channel] { channel->abort(); });
+    } catch (const std::exception&) {  // no memory for a thread
+      channel->abort();
+    }
+  }
+
+  std::mutex mutex_;
+  std::vector<std::weak_ptr<Channel>> channels_;
+  std::atomic<bool> aborted_{false};
+};
+
+// An operation under way. Given up without wait(), which only an unwinding exception does, it takes
+// the rank's communicators with it: its kernel might wait for peers for ever, and with it whatever
+// frees memory of this GPU.
+class InFlight {
+ public:
+  InFlight(std::shared_ptr<Family> family, cudaStream_t compute)
+      : family_(std::move(family)), compute_(compute) {}
+  InFlight(const InFlight&) = delete;
+  InFlight& operator=(const InFlight&) = delete;
+  ~InFlight() {
+    if (!waited_) family_->abort();
+  }
+  void started_on(cudaStream_t queue) { done_.record(queue); }
+  void wait() {
+    done_.before(compute_);
+    waited_ = true;
+  }
+
+ private:
+  std::shared_ptr<Family> family_;
+  cudaStream_t compute_;
+  Event done_;
+  bool waited_ = false;
+};
+
+struct Connection {
+  int device = 0;
+  std::shared_ptr<Family> family;
+  std::shared_ptr<Channel> channel;
+  std::unique_ptr<Queue> queue;
+};
+
+// Collective over `bootstrap`.
+Connection connect(Communicator& bootstrap, int device, std::shared_ptr<Family> family) {
+  Connection made{.device = device, .family = std::move(family)};
+  ncclUniqueId id{};
+  together(bootstrap, [&] {
+    FARSPAN_NCCL(cudaSetDevice(device));
+    made.queue = std::make_unique<Queue>();
+    if (bootstrap.rank() == 0) FARSPAN_NCCL(ncclGetUniqueId(&id));
+  });
+  Stream host;
+  auto* const bytes = reinterpret_cast<std::uint8_t*>(&id);
+  bootstrap.broadcast(host_tensor(bytes, {static_cast<std::int64_t>(sizeof id)}), 0, host).wait();
+  together(bootstrap, [&] {
+    made.channel = std::make_shared<Channel>(bootstrap.rank(), bootstrap.size(), id);
+    made.family->add(made.channel);
+  });
+  return made;
+}
+
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(Communicator& bootstrap, std::unique_ptr<Communicator> owned, ncclComm_t comm)
-      : bootstrap_(bootstrap), owned_(std::move(owned)), comm_(comm) {
-    FARSPAN_NCCL(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-  }
+  // `owned`: the bootstrap, where this object is to keep it.
+  NcclCommunicator(Communicator& bootstrap, std::unique_ptr<Communicator> owned, Connection made)
+      : bootstrap_(bootstrap), owned_(std::move(owned)), connection_(std::move(made)) {}
   ~NcclCommunicator() override {
-    if (ncclComm_t comm = comm_.exchange(nullptr)) ncclCommDestroy(comm);
-    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+    const bool unwinding = std::uncaught_exceptions() > exceptions_before_;
+    if (unwinding || connection_.family->aborted())
+      connection_.channel->abort();
+    else
+      connection_.channel->close();
   }
 
   int rank() const override { return bootstrap_.rank(); }
@@ -83,185 +264,216 @@ class NcclCommunicator final : public Communicator {
 
   Pending exchange(std::span<const Message> sends, std::span<const Message> recvs,
                    Stream& stream) override {
-    std::int64_t bytes = 0;
-    for (const Message& m : sends)
-      if (m.peer != rank()) bytes += static_cast<std::int64_t>(m.buffer.bytes());
-    return point_to_point(Collective::kExchange, bytes, sends, recvs, stream);
+    return point_to_point({.kind = Collective::kExchange}, sends, recvs, stream);
   }
 
   Pending shift(const ShiftArgs& args, Stream& stream) override {
     const auto peer = [&](int offset) { return ((rank() + offset) % size() + size()) % size(); };
     const Message send{peer(args.offset), args.send}, recv{peer(-args.offset), args.recv};
-    const bool self = send.peer == rank();
-    return point_to_point(Collective::kShift,
-                          self ? 0 : static_cast<std::int64_t>(args.send.bytes()), {&send, 1},
-                          {&recv, 1}, stream);
+    return point_to_point({.kind = Collective::kShift}, {&send, 1}, {&recv, 1}, stream);
   }
 
   Pending all_reduce(Tensor buffer, ReduceOp op, Stream& stream) override {
-    const auto n = static_cast<std::int64_t>(buffer.bytes());
-    return run(Collective::kAllReduce, 2 * n * (size() - 1) / size(), stream, [&] {
-      FARSPAN_NCCL(ncclAllReduce(buffer.data, buffer.data, count(buffer), data_type(buffer.dtype),
-                                 reduction(op), comm(), stream_));
-    });
+    check_device(buffer);
+    return run({.local_bytes = buffer.bytes(), .kind = Collective::kAllReduce},
+               schedule_all_reduce(rank(), size(), buffer, op), stream, [&](ncclComm_t comm) {
+                 if (buffer.empty()) return;
+                 FARSPAN_NCCL(ncclAllReduce(buffer.data, buffer.data, count(buffer),
+                                            data_type(buffer.dtype), reduction(buffer.dtype, op),
+                                            comm, queue()));
+               });
   }
 
   Pending all_gather(Tensor in, Tensor out, Stream& stream) override {
-    FARSPAN_CHECK(out.bytes() == in.bytes() * static_cast<std::size_t>(size()));
+    check_device(in);
+    check_device(out);
+    FARSPAN_CHECK(in.dtype == out.dtype && out.numel() == in.numel() * size(),
+                  "all_gather of {} into {} on {} ranks", in.to_string(), out.to_string(), size());
     return run(
-        Collective::kAllGather, static_cast<std::int64_t>(in.bytes()) * (size() - 1), stream, [&] {
-          FARSPAN_NCCL(ncclAllGather(in.data, out.data, in.bytes(), ncclUint8, comm(), stream_));
+        {.local_bytes = in.bytes(), .kind = Collective::kAllGather},
+        schedule_all_gather(rank(), size(), in, out), stream, [&](ncclComm_t comm) {
+          if (in.empty()) return;
+          FARSPAN_NCCL(ncclAllGather(in.data, out.data, in.bytes(), ncclUint8, comm, queue()));
         });
   }
 
   Pending reduce_scatter(Tensor in, Tensor out, ReduceOp op, Stream& stream) override {
-    FARSPAN_CHECK(in.numel() == out.numel() * size());
-    return run(Collective::kReduceScatter, static_cast<std::int64_t>(out.bytes()) * (size() - 1),
-               stream, [&] {
+    check_device(in);
+    check_device(out);
+    FARSPAN_CHECK(in.dtype == out.dtype && in.numel() == out.numel() * size(),
+                  "reduce_scatter of {} into {} on {} ranks", in.to_string(), out.to_string(),
+                  size());
+    return run({.local_bytes = in.bytes(), .kind = Collective::kReduceScatter},
+               schedule_reduce_scatter(rank(), size(), in, out, op), stream, [&](ncclComm_t comm) {
+                 if (out.empty()) return;
                  FARSPAN_NCCL(ncclReduceScatter(in.data, out.data, count(out), data_type(in.dtype),
-                                                reduction(op), comm(), stream_));
+                                                reduction(in.dtype, op), comm, queue()));
                });
   }
 
   Pending all_to_all(Tensor in, Tensor out, Stream& stream) override {
-    FARSPAN_CHECK(in.bytes() == out.bytes() && in.numel() % size() == 0);
-    const std::size_t block = in.bytes() / static_cast<std::size_t>(size());
-    return run(Collective::kAllToAll, static_cast<std::int64_t>(block) * (size() - 1), stream, [&] {
-      FARSPAN_NCCL(ncclGroupStart());
-      for (int peer = 0; peer < size(); ++peer) {
-        const std::size_t at = block * static_cast<std::size_t>(peer);
-        FARSPAN_NCCL(ncclSend(in.data + at, block, ncclUint8, peer, comm(), stream_));
-        FARSPAN_NCCL(ncclRecv(out.data + at, block, ncclUint8, peer, comm(), stream_));
-      }
-      FARSPAN_NCCL(ncclGroupEnd());
-    });
+    check_device(in);
+    check_device(out);
+    FARSPAN_CHECK(in.bytes() == out.bytes() && in.numel() % size() == 0,
+                  "all_to_all of {} into {} on {} ranks", in.to_string(), out.to_string(), size());
+    FARSPAN_CHECK(in.data != out.data || in.empty() || size() == 1, "all_to_all in place");
+    std::vector<Message> sends, recvs;
+    const std::int64_t block = static_cast<std::int64_t>(in.bytes()) / size();
+    const auto part = [&](const Tensor& t, int peer) {
+      return Message{peer, {t.data + block * peer, DType::kU8, Shape{block}, t.device}};
+    };
+    for (int peer = 0; peer < size() && block > 0; ++peer) {
+      sends.push_back(part(in, peer));
+      recvs.push_back(part(out, peer));
+    }
+    return point_to_point({.kind = Collective::kAllToAll}, sends, recvs, stream);
   }
 
   Pending broadcast(Tensor buffer, int root, Stream& stream) override {
-    const bool sends = rank() == root;
-    return run(Collective::kBroadcast,
-               sends ? static_cast<std::int64_t>(buffer.bytes()) * (size() - 1) : 0, stream, [&] {
+    check_device(buffer);
+    FARSPAN_CHECK(root >= 0 && root < size(), "broadcast from rank {} of {}", root, size());
+    return run({.local_bytes = buffer.bytes(), .kind = Collective::kBroadcast},
+               schedule_broadcast(rank(), size(), buffer, root), stream, [&](ncclComm_t comm) {
+                 if (buffer.empty()) return;
                  FARSPAN_NCCL(ncclBroadcast(buffer.data, buffer.data, buffer.bytes(), ncclUint8,
-                                            root, comm(), stream_));
+                                            root, comm, queue()));
                });
   }
 
   void barrier() override {
-    note(Collective::kBarrier, 0);
-    FARSPAN_NCCL(cudaStreamSynchronize(stream_));
-    poll_errors();
+    note({.kind = Collective::kBarrier});
+    drain();
     bootstrap_.barrier();
   }
 
   std::unique_ptr<Communicator> split(int color, int key) override {
-    return split_with(color, key, bootstrap_.split(color, key));
+    note({.kind = Collective::kSplit});
+    return adopt(bootstrap_.split(color, key));
   }
   std::unique_ptr<Communicator> split_by(
       const std::function<SplitPlace(int rank)>& place) override {
-    const SplitPlace mine = place(rank());
-    return split_with(mine.color, mine.key, bootstrap_.split_by(place));
+    note({.kind = Collective::kSplit});
+    return adopt(bootstrap_.split_by(place));
   }
 
   void abort(ExitCode code, std::string_view reason) noexcept override {
-    // ncclCommAbort ends kernels that wait for peers; destroying afterwards would hang.
-    if (ncclComm_t comm = comm_.exchange(nullptr)) ncclCommAbort(comm);
+    // The other ranks first: NCCL's abort waits for this GPU's kernels to see it.
     bootstrap_.abort(code, reason);
+    connection_.family->abort();
   }
 
-  CommCounters counters() const override { return counters_; }
-  void reset_counters() override { counters_ = {}; }
-  std::string last_operation() const override {
-    const std::lock_guard lock(mutex_);
-    return last_operation_;
-  }
+  CommCounters counters() const override { return ledger_.counters(); }
+  void reset_counters() override { ledger_.reset_counters(); }
+  std::string last_operation() const override { return ledger_.last_operation(); }
 
  private:
-  static std::size_t count(const Tensor& t) { return static_cast<std::size_t>(t.numel()); }
+  cudaStream_t queue() const { return connection_.queue->get(); }
 
-  ncclComm_t comm() const {
-    ncclComm_t comm = comm_.load();
-    if (comm == nullptr) fail("the communicator was aborted", "NCCL operation");
-    return comm;
+  void check_device(const Tensor& t) const {
+    FARSPAN_CHECK(t.empty() || t.device == (DeviceId{DeviceKind::kCuda, connection_.device}),
+                  "the nccl transport of device {} was given {} elsewhere", connection_.device,
+                  t.to_string());
   }
 
-  void poll_errors() const {
-    ncclResult_t status = ncclSuccess;
-    FARSPAN_NCCL(ncclCommGetAsyncError(comm(), &status));
-    check(status, "ncclCommGetAsyncError");
+  void note(Call call) {
+    call.sequence = ++sequence_;
+    ledger_.began(call);
   }
 
-  void note(Collective collective, std::int64_t bytes) {
-    auto& entry = counters_.by_collective[static_cast<std::size_t>(collective)];
-    ++entry.calls;
-    entry.bytes_sent += bytes;
-    const std::lock_guard lock(mutex_);
-    last_operation_ =
-        fmt::format("{} #{}, {} bytes sent (nccl)", name_of(collective), ++sequence_, bytes);
+  void count_bytes(Collective kind, Schedule& schedule) {
+    transfers_.clear();
+    for (int k = 0; schedule.begin_phase(k, nullptr, transfers_); ++k) {
+      for (const Transfer& t : transfers_)
+        if (t.send) ledger_.sent(kind, t.bytes);
+      transfers_.clear();
+    }
   }
 
-  // Starts `operation` on the NCCL stream after what `stream` holds; wait() orders `stream` after
-  // it.
-  template <typename Operation>
-  Pending run(Collective collective, std::int64_t bytes, Stream& stream, Operation&& operation) {
+  // Enqueues an operation after what `stream` holds; wait() orders `stream` after it.
+  template <typename Enqueue>
+  Pending run(const Call& call, std::unique_ptr<Schedule> schedule, Stream& stream,
+              Enqueue&& enqueue) {
     auto* const compute = static_cast<cudaStream_t>(stream.native_handle());
-    poll_errors();
-    note(collective, bytes);
-    const Event ready;
-    FARSPAN_NCCL(cudaEventRecord(ready.get(), compute));
-    FARSPAN_NCCL(cudaStreamWaitEvent(stream_, ready.get(), 0));
-    operation();
-    auto done = std::make_shared<Event>();
-    FARSPAN_NCCL(cudaEventRecord(done->get(), stream_));
-    return Pending([done, compute] { FARSPAN_NCCL(cudaStreamWaitEvent(compute, done->get(), 0)); });
+    FARSPAN_CHECK(compute != nullptr, "{} on a stream that is not CUDA's", name_of(call.kind));
+    note(call);
+    Event().order(compute, queue());
+    auto flight = std::make_shared<InFlight>(connection_.family, compute);
+    connection_.channel->use(enqueue);
+    count_bytes(call.kind, *schedule);
+    flight->started_on(queue());
+    return Pending([flight = std::move(flight)] { flight->wait(); });
   }
 
-  Pending point_to_point(Collective collective, std::int64_t bytes, std::span<const Message> sends,
-                         std::span<const Message> recvs, Stream& stream) {
-    return run(collective, bytes, stream, [&] {
-      FARSPAN_NCCL(ncclGroupStart());
+  Pending point_to_point(Call call, std::span<const Message> sends, std::span<const Message> recvs,
+                         Stream& stream) {
+    for (const Message& m : sends) {
+      check_message(m);
+      call.local_bytes += m.buffer.bytes();
+    }
+    for (const Message& m : recvs) check_message(m);
+    return run(call, schedule_exchange(rank(), sends, recvs), stream, [&](ncclComm_t comm) {
+      copy_to_self(sends, recvs);
+      Group group;
       for (const Message& m : sends)
-        if (m.buffer.bytes() > 0)
-          FARSPAN_NCCL(
-              ncclSend(m.buffer.data, m.buffer.bytes(), ncclUint8, m.peer, comm(), stream_));
+        if (m.peer != rank() && !m.buffer.empty())
+          FARSPAN_NCCL(ncclSend(m.buffer.data, m.buffer.bytes(), ncclUint8, m.peer, comm, queue()));
       for (const Message& m : recvs)
-        if (m.buffer.bytes() > 0)
-          FARSPAN_NCCL(
-              ncclRecv(m.buffer.data, m.buffer.bytes(), ncclUint8, m.peer, comm(), stream_));
-      FARSPAN_NCCL(ncclGroupEnd());
+        if (m.peer != rank() && !m.buffer.empty())
+          FARSPAN_NCCL(ncclRecv(m.buffer.data, m.buffer.bytes(), ncclUint8, m.peer, comm, queue()));
+      group.end();
     });
   }
 
-  std::unique_ptr<Communicator> split_with(int color, int key,
-                                           std::unique_ptr<Communicator> hosts) {
-    note(Collective::kSplit, 0);
-    ncclComm_t part = nullptr;
-    FARSPAN_NCCL(ncclCommSplit(comm(), color, key, &part, nullptr));
+  void check_message(const Message& m) const {
+    check_device(m.buffer);
+    FARSPAN_CHECK(m.peer >= 0 && m.peer < size(), "message with rank {} of {}", m.peer, size());
+  }
+
+  void copy_to_self(std::span<const Message> sends, std::span<const Message> recvs) const {
+    const auto own = [&](std::span<const Message> messages) {
+      for (const Message& m : messages)
+        if (m.peer == rank()) return m.buffer;
+      return Tensor{};
+    };
+    const Tensor from = own(sends), to = own(recvs);
+    FARSPAN_CHECK(from.bytes() == to.bytes(), "rank {} sends itself {} bytes and expects {}",
+                  rank(), from.bytes(), to.bytes());
+    if (from.empty() || from.data == to.data) return;
+    FARSPAN_NCCL(
+        cudaMemcpyAsync(to.data, from.data, from.bytes(), cudaMemcpyDeviceToDevice, queue()));
+  }
+
+  // Waits on the host for what this communicator has been given, and sees failures meanwhile.
+  void drain() {
+    for (;;) {
+      const cudaError_t status = cudaStreamQuery(queue());
+      if (status != cudaErrorNotReady) return check(status, "cudaStreamQuery");
+      (void)cudaGetLastError();
+      connection_.channel->use([](ncclComm_t) {});
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
+
+  std::unique_ptr<Communicator> adopt(std::unique_ptr<Communicator> hosts) {
+    Connection made = connect(*hosts, connection_.device, connection_.family);
     Communicator& bootstrap = *hosts;
-    return std::make_unique<NcclCommunicator>(bootstrap, std::move(hosts), part);
+    return std::make_unique<NcclCommunicator>(bootstrap, std::move(hosts), std::move(made));
   }
 
   Communicator& bootstrap_;
-  std::unique_ptr<Communicator> owned_;  // the bootstrap, where this object made it
-  std::atomic<ncclComm_t> comm_;
-  cudaStream_t stream_ = nullptr;
-  CommCounters counters_;
-  mutable std::mutex mutex_;  // last_operation_: read by the watchdog
-  std::string last_operation_ = "none";
-  std::int64_t sequence_ = 0;
+  std::unique_ptr<Communicator> owned_;
+  Connection connection_;  // before owned_ in the order of destruction
+  Ledger ledger_;
+  std::uint64_t sequence_ = 0;
+  std::vector<Transfer> transfers_;  // of count_bytes, kept for its memory
+  int exceptions_before_ = std::uncaught_exceptions();
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator& bootstrap, int device) {
-  FARSPAN_NCCL(cudaSetDevice(device));
-  ncclUniqueId id{};
-  if (bootstrap.rank() == 0) FARSPAN_NCCL(ncclGetUniqueId(&id));
-  Stream host;
-  auto* const bytes = reinterpret_cast<std::uint8_t*>(&id);
-  bootstrap.broadcast(host_tensor(bytes, {static_cast<std::int64_t>(sizeof id)}), 0, host).wait();
-  ncclComm_t comm = nullptr;
-  FARSPAN_NCCL(ncclCommInitRank(&comm, bootstrap.size(), id, bootstrap.rank()));
-  return std::make_unique<NcclCommunicator>(bootstrap, nullptr, comm);
+  return std::make_unique<NcclCommunicator>(bootstrap, nullptr,
+                                            connect(bootstrap, device, std::make_shared<Family>()));
 }
 
 }  // namespace farspan

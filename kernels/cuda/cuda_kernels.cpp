@@ -1,0 +1,70 @@
+#include "kernels/cuda/cuda_kernels.h"
+
+#include <algorithm>
+#include <array>
+#include <type_traits>
+
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/elementwise.h"
+
+namespace farspan::cuda {
+namespace {
+
+// &CudaKernels::op is a member of Kernels until CudaKernels overrides op.
+#define FARSPAN_STATE(op) \
+  OperationState { #op, !std::is_same_v < decltype(&CudaKernels::op), decltype(&Kernels::op)> }
+constexpr std::array kStates{
+    FARSPAN_STATE(copy),
+    FARSPAN_STATE(fill),
+    FARSPAN_STATE(add),
+    FARSPAN_STATE(matmul),
+    FARSPAN_STATE(rmsnorm_forward),
+    FARSPAN_STATE(rmsnorm_backward),
+    FARSPAN_STATE(rope_table),
+    FARSPAN_STATE(rope_apply),
+    FARSPAN_STATE(swiglu_forward),
+    FARSPAN_STATE(swiglu_backward),
+    FARSPAN_STATE(embedding_forward),
+    FARSPAN_STATE(embedding_backward),
+    FARSPAN_STATE(cross_entropy),
+    FARSPAN_STATE(squared_norm),
+    FARSPAN_STATE(clip),
+    FARSPAN_STATE(adamw),
+    FARSPAN_STATE(attention_forward),
+    FARSPAN_STATE(attention_delta),
+    FARSPAN_STATE(attention_backward),
+};
+#undef FARSPAN_STATE
+
+constexpr bool complete() {
+  return std::all_of(kStates.begin(), kStates.end(),
+                     [](const OperationState& s) { return s.written; });
+}
+static_assert(std::is_abstract_v<CudaKernels> != complete(),
+              "an operation of Kernels is not in this list");
+
+}  // namespace
+
+std::vector<OperationState> operation_states() { return {kStates.begin(), kStates.end()}; }
+
+void CudaKernels::copy(const CopyArgs& args, Stream& stream) { cuda::copy(args, native(stream)); }
+void CudaKernels::fill(const FillArgs& args, Stream& stream) { cuda::fill(args, native(stream)); }
+void CudaKernels::add(const AddArgs& args, Stream& stream) { cuda::add(args, native(stream)); }
+void CudaKernels::matmul(const MatmulArgs& args, Stream& stream) { matmul_.run(args, stream); }
+void CudaKernels::rope_table(const RopeTableArgs& args, Stream& stream) {
+  cuda::rope_table(args, native(stream));
+}
+void CudaKernels::rope_apply(const RopeApplyArgs& args, Stream& stream) {
+  cuda::rope_apply(args, native(stream));
+}
+void CudaKernels::swiglu_forward(const SwiGluForwardArgs& args, Stream& stream) {
+  cuda::swiglu_forward(args, native(stream));
+}
+void CudaKernels::swiglu_backward(const SwiGluBackwardArgs& args, Stream& stream) {
+  cuda::swiglu_backward(args, native(stream));
+}
+void CudaKernels::adamw(const AdamWArgs& args, Stream& stream) {
+  cuda::adamw(args, native(stream));
+}
+
+}  // namespace farspan::cuda

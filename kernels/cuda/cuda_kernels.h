@@ -1,0 +1,43 @@
+// The operations that exist on CUDA so far. The class is abstract as long as kernels/kernels.h has
+// an operation that is not written here, so no backend can be made of it; the factory refuses with
+// the list of what is missing, which the compiler draws up (operation_states).
+//
+// Writing an operation: override it here. Nothing else says that it exists.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "kernels/cuda/matmul.h"
+#include "kernels/kernels.h"
+
+namespace farspan::cuda {
+
+class CudaKernels : public Kernels {
+ public:
+  // `device` must outlive this object.
+  explicit CudaKernels(Device& device) : matmul_(device) {}
+
+  void copy(const CopyArgs&, Stream&) override;
+  void fill(const FillArgs&, Stream&) override;
+  void add(const AddArgs&, Stream&) override;
+  void matmul(const MatmulArgs&, Stream&) override;
+  void rope_table(const RopeTableArgs&, Stream&) override;
+  void rope_apply(const RopeApplyArgs&, Stream&) override;
+  void swiglu_forward(const SwiGluForwardArgs&, Stream&) override;
+  void swiglu_backward(const SwiGluBackwardArgs&, Stream&) override;
+  void adamw(const AdamWArgs&, Stream&) override;
+
+ private:
+  Matmul matmul_;
+};
+
+struct OperationState {
+  std::string_view name;
+  bool written;
+};
+
+// Every operation of Kernels, in its order, and whether CudaKernels has it.
+std::vector<OperationState> operation_states();
+
+}  // namespace farspan::cuda
