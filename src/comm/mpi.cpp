@@ -36,8 +36,10 @@ using std::chrono::milliseconds;
 constexpr microseconds kProgressInterval{50};
 // The progress thread keeps polling this long after the last operation: waking it costs more.
 constexpr milliseconds kProgressLinger{5};
-// A waiter yields for so long, then sleeps between polls, as its core may be another rank's.
-constexpr milliseconds kYieldTime{2};
+// Polls of a waiter (about 1 us each) before it begins to sleep now and then, as its core may be
+// another rank's; and between two looks at the control communicator.
+constexpr std::int64_t kYieldRounds = 2048;
+constexpr std::int64_t kRoundsPerLook = 64;
 constexpr microseconds kWaiterSleep{50};
 constexpr milliseconds kControlInterval{5};
 // A rank that says that it has ended may have messages on their way still.
@@ -238,16 +240,9 @@ class MpiJob {
 };
 
 void MpiEngine::rest(std::uint64_t, std::int64_t round) {
-  // Reading the clock costs as much as a poll of one message: only now and then.
-  constexpr std::int64_t kRoundsPerLook = 64;
-  thread_local Clock::time_point began;
-  if (round == 0) began = Clock::now();
   if (round % kRoundsPerLook == kRoundsPerLook - 1) {
     job_.poll_control(kControlInterval);
-    if (Clock::now() - began > kYieldTime) {
-      std::this_thread::sleep_for(kWaiterSleep);
-      return;
-    }
+    if (round > kYieldRounds) std::this_thread::sleep_for(kWaiterSleep);
   }
   sched_yield();
 }

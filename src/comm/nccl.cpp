@@ -39,28 +39,34 @@ void check(cudaError_t status, const char* call) {
 
 #define FARSPAN_NCCL(call) check((call), #call)
 
-ncclDataType_t data_type(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return ncclFloat32;
-    case DType::kF64:
-      return ncclFloat64;
-    case DType::kI32:
-      return ncclInt32;
-    case DType::kI64:
-      return ncclInt64;
-    default:
-      FARSPAN_CHECK(false, "NCCL reduction of {}: reduce in f32", name_of(dtype));
-  }
-  return ncclUint8;
-}
+// What NCCL is asked for, once it is sure that NCCL does it rightly.
+struct Reduction {
+  ncclDataType_t type = ncclUint8;
+  ncclRedOp_t op = ncclSum;
 
-ncclRedOp_t reduction(DType dtype, ReduceOp op) {
-  const bool integers = dtype == DType::kI32 || dtype == DType::kI64;
-  FARSPAN_CHECK(op == ReduceOp::kSum || integers, "NCCL's max and min of {} lose NaN",
-                name_of(dtype));
-  return op == ReduceOp::kSum ? ncclSum : op == ReduceOp::kMax ? ncclMax : ncclMin;
-}
+  Reduction(DType dtype, ReduceOp wanted) {
+    switch (dtype) {
+      case DType::kF32:
+        type = ncclFloat32;
+        break;
+      case DType::kF64:
+        type = ncclFloat64;
+        break;
+      case DType::kI32:
+        type = ncclInt32;
+        break;
+      case DType::kI64:
+        type = ncclInt64;
+        break;
+      default:
+        FARSPAN_CHECK(false, "NCCL reduction of {}: reduce in f32", name_of(dtype));
+    }
+    if (wanted == ReduceOp::kSum) return;
+    FARSPAN_CHECK(dtype == DType::kI32 || dtype == DType::kI64,
+                  "NCCL's max and min of {} lose a NaN", name_of(dtype));
+    op = wanted == ReduceOp::kMax ? ncclMax : ncclMin;
+  }
+};
 
 std::size_t count(const Tensor& t) { return static_cast<std::size_t>(t.numel()); }
 
@@ -275,12 +281,12 @@ class NcclCommunicator final : public Communicator {
 
   Pending all_reduce(Tensor buffer, ReduceOp op, Stream& stream) override {
     check_device(buffer);
+    const Reduction how(buffer.dtype, op);
     return run({.local_bytes = buffer.bytes(), .kind = Collective::kAllReduce},
                schedule_all_reduce(rank(), size(), buffer, op), stream, [&](ncclComm_t comm) {
                  if (buffer.empty()) return;
-                 FARSPAN_NCCL(ncclAllReduce(buffer.data, buffer.data, count(buffer),
-                                            data_type(buffer.dtype), reduction(buffer.dtype, op),
-                                            comm, queue()));
+                 FARSPAN_NCCL(ncclAllReduce(buffer.data, buffer.data, count(buffer), how.type,
+                                            how.op, comm, queue()));
                });
   }
 
@@ -303,11 +309,12 @@ class NcclCommunicator final : public Communicator {
     FARSPAN_CHECK(in.dtype == out.dtype && in.numel() == out.numel() * size(),
                   "reduce_scatter of {} into {} on {} ranks", in.to_string(), out.to_string(),
                   size());
+    const Reduction how(in.dtype, op);
     return run({.local_bytes = in.bytes(), .kind = Collective::kReduceScatter},
                schedule_reduce_scatter(rank(), size(), in, out, op), stream, [&](ncclComm_t comm) {
                  if (out.empty()) return;
-                 FARSPAN_NCCL(ncclReduceScatter(in.data, out.data, count(out), data_type(in.dtype),
-                                                reduction(in.dtype, op), comm, queue()));
+                 FARSPAN_NCCL(ncclReduceScatter(in.data, out.data, count(out), how.type, how.op,
+                                                comm, queue()));
                });
   }
 
@@ -411,8 +418,14 @@ class NcclCommunicator final : public Communicator {
       call.local_bytes += m.buffer.bytes();
     }
     for (const Message& m : recvs) check_message(m);
+    const Tensor from_self = own(sends), to_self = own(recvs);
+    FARSPAN_CHECK(from_self.bytes() == to_self.bytes(),
+                  "rank {} sends itself {} bytes and expects {}", rank(), from_self.bytes(),
+                  to_self.bytes());
     return run(call, schedule_exchange(rank(), sends, recvs), stream, [&](ncclComm_t comm) {
-      copy_to_self(sends, recvs);
+      if (!to_self.empty() && from_self.data != to_self.data)
+        FARSPAN_NCCL(cudaMemcpyAsync(to_self.data, from_self.data, to_self.bytes(),
+                                     cudaMemcpyDeviceToDevice, queue()));
       Group group;
       for (const Message& m : sends)
         if (m.peer != rank() && !m.buffer.empty())
@@ -429,18 +442,11 @@ class NcclCommunicator final : public Communicator {
     FARSPAN_CHECK(m.peer >= 0 && m.peer < size(), "message with rank {} of {}", m.peer, size());
   }
 
-  void copy_to_self(std::span<const Message> sends, std::span<const Message> recvs) const {
-    const auto own = [&](std::span<const Message> messages) {
-      for (const Message& m : messages)
-        if (m.peer == rank()) return m.buffer;
-      return Tensor{};
-    };
-    const Tensor from = own(sends), to = own(recvs);
-    FARSPAN_CHECK(from.bytes() == to.bytes(), "rank {} sends itself {} bytes and expects {}",
-                  rank(), from.bytes(), to.bytes());
-    if (from.empty() || from.data == to.data) return;
-    FARSPAN_NCCL(
-        cudaMemcpyAsync(to.data, from.data, from.bytes(), cudaMemcpyDeviceToDevice, queue()));
+  // The message of this rank to itself, which NCCL need not see.
+  Tensor own(std::span<const Message> messages) const {
+    for (const Message& m : messages)
+      if (m.peer == rank()) return m.buffer;
+    return {};
   }
 
   // Waits on the host for what this communicator has been given, and sees failures meanwhile.
