@@ -31,6 +31,7 @@ if [ "${#bad[@]}" != 0 ]; then
   status=1
 fi
 mapfile -t shell < <(git ls-files --cached --others --exclude-standard -- '*.sh' '*.sbatch' '.ci/run')
-shellcheck --severity=style "${shell[@]}" || status=1
+# Not its advice on style: tests split words and list small folders on purpose.
+shellcheck --severity=warning --exclude=SC2010 "${shell[@]}" || status=1
 echo "check_format: ${#sources[@]} sources, ${#bad[@]} not formatted; ${#shell[@]} shell scripts checked"
 exit "$status"
