@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <numbers>
 #include <vector>
@@ -156,6 +157,14 @@ std::string to_json(const RunSummary& s) {
 
 void write_summary(const fs::path& path, const RunSummary& summary) {
   replace_file(path, to_json(summary));
+}
+
+bool summary_is_of_finished(const fs::path& path, std::int64_t step) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return false;
+  const Json json = Json::parse(in, nullptr, /*allow_exceptions=*/false);
+  return json.is_object() && json.value("/status"_json_pointer, Json()) == "finished" &&
+         json.value("/steps"_json_pointer, Json()) == step;
 }
 
 void draw_loss_curve(const fs::path& metrics, const fs::path& picture, const std::string& title,

@@ -54,6 +54,9 @@ void add_losses(RunSummary& summary, const MetricsContent& metrics);
 std::string to_json(const RunSummary& summary);
 // Atomic. Errors: as train/durable_file.h.
 void write_summary(const std::filesystem::path& path, const RunSummary& summary);
+// True when `path` is the summary of a run that finished at `step`: not one of an earlier, shorter
+// or stopped start of it, nor damaged.
+bool summary_is_of_finished(const std::filesystem::path& path, std::int64_t step);
 
 // Draws the training loss (thin: every step; bold: smoothed) and the held-out loss over the tokens
 // trained on, as .svg or .png. Throws Error(kBadData) when the metrics hold no step with a finite

@@ -67,7 +67,8 @@ class Trainer {
       log_.info("{} is already at step {}: nothing to do (raise train.steps to go on)",
                 folder_.string(), step_);
       together(world_, [&] {
-        if (lead_ && !fs::exists(folder_ / "summary.json")) write_results(RunStatus::kFinished);
+        if (lead_ && !summary_is_of_finished(folder_ / "summary.json", step_))
+          write_results(RunStatus::kFinished);
       });
       return {.finished = true, .step = step_};
     }
@@ -110,6 +111,11 @@ class Trainer {
     writer.code_version = options_.version;
     if (step_ >= steps_) return;
     writer_ = std::make_unique<CheckpointWriter>(world_, std::move(writer), log_);
+    // Only now: the writer holds the folder's lock, so these are no other run's that still goes on.
+    together(world_, [&] {
+      if (lead_ && options_.resume != TrainOptions::Resume::kAuto)
+        set_aside_checkpoints_after(folder_ / "checkpoints", checkpoint ? step_ : -1, log_);
+    });
     snapshot_.emplace(*engine_, world_);
     world_.barrier();  // all ranks measure at once, as they will compute
     peak_ = measure_matmul_peak(*backend_, engine_->compute());
@@ -159,13 +165,17 @@ class Trainer {
     fs::path found;
     together(world_, [&] {
       if (!lead_) return;
-      if (options_.resume == TrainOptions::Resume::kNever) {
-        set_aside_checkpoints_after(checkpoints, -1, log_);
-        return;
-      }
+      if (options_.resume == TrainOptions::Resume::kNever) return;
       if (const auto latest = find_latest_checkpoint(checkpoints, log_)) {
         found = *latest;
         step = CheckpointReader(found, false).manifest().step();
+      } else if (!list_checkpoints(checkpoints).empty()) {
+        // Starting anew would overwrite them and the metrics: not without being asked.
+        throw Error(ExitCode::kBadData,
+                    {.what = "the run has checkpoints, and none of them verifies",
+                     .where = checkpoints.string(),
+                     .fix = "restore one from a copy (the warnings above name what is damaged), or "
+                            "start anew with --resume never, which sets them aside"});
       }
     });
     world_.broadcast(host_tensor(&step, {1}), 0, backend_->stream()).wait();
@@ -193,8 +203,6 @@ class Trainer {
     newest_checkpoint_ = *checkpoint;
     skipped_ = state.skipped_steps();
     log_.info("resuming from {} (step {}, {} tokens)", checkpoint->string(), step_, tokens_);
-    if (lead_ && options_.resume == TrainOptions::Resume::kPath)
-      set_aside_checkpoints_after(folder_ / "checkpoints", step_, log_);
   }
 
   void check_compatible(const io::Manifest& manifest, const fs::path& checkpoint) const {

@@ -49,6 +49,21 @@ TEST(Summary, LossesComeFromTheMetrics) {
   EXPECT_EQ(s.mfu, 0.3);
 }
 
+TEST(Summary, IsOfTheRunThatFinishedAtAStep) {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "summary.json";
+  EXPECT_FALSE(summary_is_of_finished(path, 4)) << "there is none";
+  write_summary(path, {.status = RunStatus::kFinished, .steps = 4});
+  EXPECT_TRUE(summary_is_of_finished(path, 4));
+  EXPECT_FALSE(summary_is_of_finished(path, 6));
+  write_summary(path, {.status = RunStatus::kStopped, .steps = 4});
+  EXPECT_FALSE(summary_is_of_finished(path, 4));
+  for (const char* damaged : {"", "{", "[]", "{\"steps\": 4}"}) {
+    replace_file(path, damaged);
+    EXPECT_FALSE(summary_is_of_finished(path, 4)) << damaged;
+  }
+}
+
 TEST(Summary, FewStepsAndSkippedSteps) {
   RunSummary s;
   MetricsContent content = run_of(3);

@@ -1,0 +1,103 @@
+"""What lies in a run's folder is kept, and what a dry run says of a run is what the run does."""
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import unittest
+
+from farspan_cli import (ENVIRONMENT, MPIRUN, PROGRAM, Workspace, command, digest, farspan, metrics,
+                         train)
+
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def names(folder):
+    return sorted(p.name for p in (folder / "checkpoints").glob("step_*"))
+
+
+class RunFolder(unittest.TestCase):
+    def setUp(self):
+        self.workspace = Workspace()
+        self.folder = self.workspace.run_folder("run")
+
+    def tearDown(self):
+        self.workspace.close()
+
+    def test_checkpoints_of_a_run_that_goes_on_are_not_set_aside(self):
+        train(self.workspace, "run", "train.steps=6")
+        before, weights = names(self.folder), digest(self.folder)
+        descriptor = os.open(self.folder / "checkpoints", os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # as a run that is training does
+            for resume in ("never", str(self.folder / "checkpoints" / before[0])):
+                result = farspan("train", self.workspace.config, f"output_dir={self.folder}",
+                                 "--resume", resume, "--quiet")
+                self.assertEqual(result.returncode, 2, result.stderr)
+                self.assertIn("another run is saving", result.stderr)
+                self.assertEqual(names(self.folder), before)
+        finally:
+            os.close(descriptor)
+        self.assertEqual(digest(self.folder), weights)
+        self.assertEqual(len(metrics(self.folder)), 6)
+        train(self.workspace, "run", "train.steps=3", "--resume", "never")
+        self.assertEqual([n for n in names(self.folder) if "superseded" not in n], ["step_00000003"])
+
+    def test_damage_to_all_checkpoints_does_not_start_the_run_anew(self):
+        train(self.workspace, "run", "train.steps=6")
+        for shard in (self.folder / "checkpoints").glob("*/*.h5"):
+            data = bytearray(shard.read_bytes())
+            data[len(data) // 2] ^= 1
+            shard.write_bytes(data)
+        before = names(self.folder)
+        result = farspan("train", self.workspace.config, f"output_dir={self.folder}",
+                         "train.steps=6", "--quiet", ranks=2)
+        self.assertEqual(result.returncode, 3, result.stderr)
+        self.assertIn("--resume never", result.stderr)
+        self.assertEqual(result.stderr.count("farspan: error"), 1, result.stderr)
+        self.assertEqual(names(self.folder), before)
+        self.assertEqual(len(metrics(self.folder)), 6)
+
+    def test_summary_of_an_earlier_start_is_replaced(self):
+        train(self.workspace, "run", "train.steps=3")
+        early = (self.folder / "summary.json").read_bytes()
+        train(self.workspace, "run", "train.steps=6")
+        # As if the second start had been killed after its last checkpoint.
+        (self.folder / "summary.json").write_bytes(early)
+        train(self.workspace, "run", "train.steps=6")
+        summary = json.loads((self.folder / "summary.json").read_text())
+        self.assertEqual((summary["steps"], summary["status"]), (6, "finished"))
+
+    def test_dry_run_predicts_each_arena(self):
+        for every in (0, 3):
+            overrides = ("train.steps=3", f"evaluation.every={every}", "data.documents=joined")
+            dry = farspan("train", self.workspace.config, "--dry-run", *overrides, ranks=3)
+            self.assertIn("dry run of 3 ranks", dry.stdout)
+            run = farspan("train", self.workspace.config, *overrides, "--profile",
+                          f"output_dir={self.workspace.run_folder(str(every))}", ranks=3)
+            self.assertEqual(run.returncode, 0, run.stderr)
+            used = dict(re.findall(r"^  (\w+) +(\d+) bytes$", run.stderr, re.M))
+            self.assertEqual(len(used), 7, run.stderr)
+            for arena, amount in used.items():
+                value, unit = re.search(rf"^  {arena} +([\d.]+) (\w+)", dry.stdout, re.M).groups()
+                self.assertAlmostEqual(float(value) * UNITS[unit] / int(amount), 1, delta=0.03,
+                                       msg=f"{arena}\n{dry.stdout}\n{run.stderr}")
+
+    def test_dry_run_under_mpirun_answers_once(self):
+        words = [*MPIRUN, "-np", "2", PROGRAM, "train", str(self.workspace.config), "--dry-run"]
+        result = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
+                                check=False)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(result.stdout.count("dry run of 2 ranks"), 1, result.stdout)
+
+    def test_closed_standard_streams(self):
+        words = command("train", self.workspace.config, f"output_dir={self.folder}", "train.steps=3")
+        result = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words],
+                                env=ENVIRONMENT, timeout=60, check=False)
+        self.assertEqual(result.returncode, 0)
+        digest(self.folder)
+
+
+if __name__ == "__main__":
+    unittest.main()
