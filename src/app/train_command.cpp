@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "app/command.h"
+#include "app/environment.h"
 #include "app/ranks.h"
 #include "app/signals.h"
 #include "comm/agree.h"
@@ -31,9 +32,18 @@ struct TrainArguments {
 
 constexpr int kMostDryRanks = 64;  // beyond, ranks repeat themselves
 
+// The ranks asked for: by --ranks, else in the way that a run would get them; 0: by the mesh.
+int dry_ranks(const TrainArguments& args) {
+  if (args.ranks > 0) return args.ranks;
+  return args.local_ranks > 0 ? args.local_ranks : num_started_processes();
+}
+
 void run_dry(const TrainArguments& args) {
-  const LoadedConfig loaded =
-      load_resolved(args.config, args.overrides, {.num_ranks = args.ranks, .need_files = false});
+  if (!is_first_process()) return;  // under mpirun one copy of the answer is enough
+  if (args.resume != "auto" || args.profile)
+    fmt::print(stderr, "note: a dry run takes no notice of --resume and --profile\n");
+  const LoadedConfig loaded = load_resolved(args.config, args.overrides,
+                                            {.num_ranks = dry_ranks(args), .need_files = false});
   const int num_ranks =
       static_cast<int>(loaded.config.parallel().data() * loaded.config.parallel().context());
   DryRunReport largest;
@@ -105,7 +115,9 @@ void add_train_command(CLI::App& app, Session& session) {
       ->type_name("auto|never|PATH");
   cmd->add_flag("--dry-run", args->dry_run,
                 "run one step on the dry backend and print memory, work and traffic");
-  cmd->add_option("--ranks", args->ranks, "ranks of a dry run (default: what the mesh asks for)")
+  cmd->add_option(
+         "--ranks", args->ranks,
+         "ranks of a dry run (default: --local-ranks, mpirun's, or what the mesh asks for)")
       ->check(CLI::PositiveNumber);
   cmd->add_option("--local-ranks", args->local_ranks,
                   "run N ranks as threads of this process, without MPI")

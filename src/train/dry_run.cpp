@@ -53,7 +53,7 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
     sum.bytes_sent +=
         context_after.by_collective[i].bytes_sent - context_before.by_collective[i].bytes_sent;
   }
-  engine.evaluate(micro);
+  if (config.evaluation().every() > 0) engine.evaluate(micro);
 
   for (const Arena* arena : engine.arenas())
     report.arenas.push_back({arena->name(), arena->high_water(), arena->peak_items()});

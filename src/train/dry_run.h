@@ -33,8 +33,8 @@ struct DryRunReport {
   std::size_t total_bytes() const { return sizes.total() + checkpoint_bytes; }
 };
 
-// One optimizer step and one evaluation pass of `rank` of `num_ranks`. Every sequence is taken as
-// one document, which needs the most.
+// One optimizer step, and one evaluation pass if the run evaluates, of `rank` of `num_ranks`. Every
+// sequence is taken as one document, which needs the most.
 DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks);
 
 // The report as a table for people.
