@@ -12,7 +12,12 @@ constexpr const char* kAdvice =
     "raise parallel.context, lower train.micro_batch or train.sequence_length, or set "
     "train.recompute: full+attention (--dry-run shows what needs how much)";
 
-double gib(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+// Four digits, so that neither side of a close comparison, nor a small one, reads as equal or zero.
+std::string size_text(std::size_t bytes) {
+  const auto b = static_cast<double>(bytes);
+  return bytes >= (std::size_t{1} << 30) ? fmt::format("{:.4g} GiB", b / (1 << 30))
+                                         : fmt::format("{:.4g} MiB", b / (1 << 20));
+}
 
 }  // namespace
 
@@ -32,8 +37,8 @@ void check_memory(const DryRunReport& report, const config::RunConfig& config,
   const auto limit = static_cast<std::size_t>(config.device_memory());
   if (limit > 0 && report.device_bytes() > limit)
     throw Error(ExitCode::kDoesNotFit,
-                {.what = fmt::format("a rank needs {:.2f} GiB and device_memory is {:.2f} GiB",
-                                     gib(report.device_bytes()), gib(limit)),
+                {.what = fmt::format("a rank needs {} and device_memory is {}",
+                                     size_text(report.device_bytes()), size_text(limit)),
                  .where = "device_memory",
                  .fix = kAdvice});
   if (config.device() != "cpu") return;
@@ -42,10 +47,9 @@ void check_memory(const DryRunReport& report, const config::RunConfig& config,
   const auto available = available_host_memory();
   if (available && needed > *available)
     throw Error(ExitCode::kExhausted,
-                {.what = fmt::format(
-                     "{} ranks of {:.2f} GiB need {:.2f} GiB; this machine has {:.2f} "
-                     "GiB left",
-                     ranks_on_machine, gib(report.total_bytes()), gib(needed), gib(*available)),
+                {.what = fmt::format("{} rank(s) of {} need {}; this machine has {} left",
+                                     ranks_on_machine, size_text(report.total_bytes()),
+                                     size_text(needed), size_text(*available)),
                  .fix = kAdvice});
 }
 
