@@ -1,7 +1,10 @@
 // The program: finds the subcommand, runs it, and turns what it throws into one message and an exit
 // code (core/error.h).
+#include <fcntl.h>
+
 #include <algorithm>
 #include <csignal>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -84,9 +87,18 @@ int run(int argc, char** argv) {
   return session.exit_code;
 }
 
+// A file opened while one of these is closed would get its number, and our messages would land in
+// it: in a checkpoint, for one.
+void open_standard_descriptors() {
+  for (int fd = 0; fd <= 2; ++fd)
+    if (::fcntl(fd, F_GETFD) < 0 && ::open("/dev/null", fd == 0 ? O_RDONLY : O_WRONLY) < 0)
+      std::_Exit(static_cast<int>(ExitCode::kUsage));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  open_standard_descriptors();
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then an error of write(), not a death
   try {
     return run(argc, argv);
