@@ -184,10 +184,11 @@ void Doctor::examine_cuda() {
     fact("cuda", "not in this build (cmake --preset cuda builds it)");
     return;
   }
+  for (const DeviceFact& known : device_facts(DeviceKind::kCuda)) fact(known.name, known.value);
   try {
     fact("cuda", make_backend({.kind = DeviceKind::kCuda})->description());
   } catch (const Error& error) {
-    fact("cuda", "built, not usable: " + error.text().what);
+    fact("cuda", "built, not usable: see below");
     advise("no GPU can be used: " + error.text().what,
            error.text().fix.empty() ? "check the driver with nvidia-smi, or train with device=cpu"
                                     : error.text().fix);

@@ -178,6 +178,40 @@ TEST_F(Cli, Doctor) {
     EXPECT_TRUE(has(findings, words)) << words << "\n" << findings;
 }
 
+// Without CUDA in the build, without a GPU, and while the CUDA backend lacks operations.
+TEST_F(Cli, CudaIsRefusedWhereItCannotTrain) {
+  const std::string store = folder_ / "synth.h5";
+  ASSERT_EQ(run("data synth --kind documents --tokens 20k --quiet --out " + store).code, 0);
+  const std::string common = " configs/tiny.yaml device=cuda data.train=" + store +
+                             " data.validation=" + store +
+                             " output_dir=" + (folder_ / "run").string();
+  const bool built = has(run("doctor").out, "cpu, cuda");
+  for (const char* ranks : {"", " --local-ranks 2"}) {
+    const Outcome outcome = run("train" + common + ranks);
+    EXPECT_EQ(outcome.code, 2) << outcome.err;
+    EXPECT_TRUE(has(outcome.err, built ? "it lacks rmsnorm_forward" : "no cuda backend"))
+        << outcome.err;
+    EXPECT_TRUE(has(outcome.err, "device: cpu")) << outcome.err;
+    EXPECT_EQ(outcome.err.find("farspan: error:"), outcome.err.rfind("farspan: error:"))
+        << outcome.err;
+  }
+  // A configuration for a GPU can be looked at anywhere.
+  EXPECT_EQ(run("config" + common).code, 0);
+}
+
+TEST_F(Cli, DoctorTellsOfCuda) {
+  const auto json = nlohmann::json::parse(run("doctor --json").out);
+  const bool built = has(json["build"]["backends"].get<std::string>(), "cuda");
+  EXPECT_EQ(built, json["kernels"].contains("cuda driver"));
+  if (!built) {
+    EXPECT_TRUE(has(json["kernels"]["cuda"].get<std::string>(), "cmake --preset cuda"));
+    return;
+  }
+  EXPECT_TRUE(has(json["kernels"]["cuda build"].get<std::string>(), "cuBLASLt"));
+  EXPECT_NE(json["kernels"]["cuda devices"].get<std::string>(), "");
+  EXPECT_TRUE(has(json["findings"].dump(), "device: cpu"));
+}
+
 TEST_F(Cli, ConfigKeys) {
   const Outcome outcome = run("config --keys");
   EXPECT_EQ(outcome.code, 0);

@@ -1,0 +1,65 @@
+// A build with CUDA: what the factory says while operations are missing, and the facts for doctor.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/error.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_kernels.h"
+
+namespace farspan {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(CudaFactory, RefusesWithTheListOfWhatIsMissing) {
+  try {
+    make_backend({.kind = DeviceKind::kCuda});
+    FAIL() << "made a backend without " << cuda::operation_states().size() << " operations";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::kUsage);
+    EXPECT_THAT(e.text().fix, HasSubstr("device: cpu"));
+    const std::string& what = e.text().what;
+    const std::size_t lacks = what.find("lacks "), has = what.find("(it has ");
+    ASSERT_TRUE(lacks != std::string::npos && has != std::string::npos && lacks < has) << what;
+    for (const cuda::OperationState& state : cuda::operation_states())
+      EXPECT_THAT(state.written ? what.substr(has) : what.substr(lacks, has - lacks),
+                  HasSubstr(std::string(state.name)));
+    EXPECT_EQ(what.find("nor is a GPU visible") != std::string::npos,
+              cuda::count_devices().devices == 0)
+        << what;
+  }
+}
+
+TEST(CudaFactory, KnowsWhatIsWritten) {
+  int written = 0;
+  bool matmul = false, attention = false;
+  for (const cuda::OperationState& state : cuda::operation_states()) {
+    written += state.written ? 1 : 0;
+    if (state.name == "matmul") matmul = state.written;
+    if (state.name == "attention_forward") attention = state.written;
+  }
+  EXPECT_EQ(written, 9);
+  EXPECT_TRUE(matmul);
+  EXPECT_FALSE(attention);
+}
+
+TEST(CudaFactory, ListsCudaAsBuilt) {
+  EXPECT_THAT(built_backends(), ::testing::Contains(DeviceKind::kCuda));
+}
+
+TEST(CudaFacts, BuildDriverAndDevices) {
+  const std::vector<DeviceFact> facts = device_facts(DeviceKind::kCuda);
+  const cuda::DeviceCount found = cuda::count_devices();
+  ASSERT_EQ(facts.size(), 3 + static_cast<std::size_t>(found.devices));
+  EXPECT_EQ(facts[0].name, "cuda build");
+  EXPECT_THAT(facts[0].value, HasSubstr("code for 80-real, 90a-real, 90-virtual"));
+  EXPECT_EQ(facts[1].name, "cuda driver");
+  EXPECT_EQ(facts[2].name, "cuda devices");
+  EXPECT_THAT(facts[2].value,
+              HasSubstr(found.devices > 0 ? std::to_string(found.devices) : "none: "));
+  EXPECT_TRUE(device_facts(DeviceKind::kCpu).empty());
+}
+
+}  // namespace
+}  // namespace farspan
