@@ -54,8 +54,14 @@ if [ "$cuda" = yes ]; then
   if command -v nvcc >/dev/null; then
     say "building preset cuda"
     cmake --preset cuda
-    cmake --build --preset cuda --target farspan -- -j "$jobs"
+    # What differs from the cpu preset: the program with its CUDA parts, and their tests.
+    cmake --build --preset cuda --target farspan tests/kernels/cuda/all comm_nccl_test -- -j "$jobs"
     cuda_result="built"
+    if nvidia-smi --list-gpus >/dev/null 2>&1; then
+      say "tests on the GPU"
+      ctest --preset cuda --label-regex '^gpu$'
+      cuda_result="built and tested"
+    fi
   else
     cuda_result="not built: no nvcc"
   fi
