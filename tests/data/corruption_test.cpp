@@ -52,7 +52,6 @@ class Corruption : public ::testing::Test {
   }
 
   Outcome outcome(TokenStore::Verify verify) {
-    const IgnoreLeaks ignore;
     try {
       return read_content(path_, verify) == good_ ? Outcome::kSame : Outcome::kSilent;
     } catch (const Error& error) {
@@ -72,6 +71,7 @@ class Corruption : public ::testing::Test {
     return bytes;
   }
 
+  IgnoreLeaks ignore_leaks_;
   TemporaryFolder folder_;
   std::filesystem::path path_;
   std::string bytes_, manifest_;
