@@ -101,7 +101,7 @@ void run_mpi_ranks(Session& session, const Body& body) {
   } catch (...) {
     // This rank alone: the others may be waiting for it.
     const ExitCode code = report_failure(std::current_exception());
-    world.abort(code, "an error on one rank");
+    world.abort(code, "");
     std::_Exit(static_cast<int>(code));
   }
 }
