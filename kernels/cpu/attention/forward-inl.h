@@ -12,7 +12,7 @@
 namespace farspan::cpu {
 namespace {
 
-constexpr float kMinusInfinity = -__builtin_inff();
+inline constexpr float kMinusInfinity = -__builtin_inff();
 
 template <class M, class In>
 class Forward {

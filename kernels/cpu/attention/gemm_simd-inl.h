@@ -10,7 +10,7 @@ namespace farspan::cpu {
 namespace {
 
 // Exponentials are taken to base 2: e^x = 2^(x log2 e), and the factor joins the scale of scores.
-constexpr float kLog2E = 1.44269504f;
+inline constexpr float kLog2E = 1.44269504f;
 
 // What a multiplier `M` (this one, or TileGemm for AMX) gives:
 //   Isa                       lanes for everything that is not a product
