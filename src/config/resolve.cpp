@@ -22,12 +22,22 @@ class Resolver {
     resolve_batch();
     resolve_steps();
     resolve_schedule();
+    resolve_positions();
   }
 
  private:
   template <typename... Args>
   void implied(const char* key, fmt::format_string<Args...> format, Args&&... args) {
     origins_[key] = "implied: " + fmt::format(format, std::forward<Args>(args)...);
+  }
+
+  // Where attention crosses document borders, positions that restarted there would repeat within
+  // one context.
+  void resolve_positions() {
+    config::Positions& positions = *config_.mutable_positions();
+    if (positions.has_reset_per_document() || config_.data().documents() != "joined") return;
+    positions.set_reset_per_document(false);
+    implied("positions.reset_per_document", "data.documents: joined");
   }
 
   void resolve_names() {

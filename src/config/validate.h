@@ -33,6 +33,7 @@ struct ValidateOptions {
 //                               at most max(sequence_length, 8192 * parallel.context)
 //   train.steps                 train.tokens / batch_tokens, rounded up; train.tokens is then unset
 //   schedule.warmup, and .decay of wsd   a share of train.steps in whole steps: nearest, at least 1
+//   positions.reset_per_document  false where data.documents is joined and it is not set
 void resolve(LoadedConfig& loaded, const ValidateOptions& options);
 
 // Ranks that the mesh asks for by itself: data x context, auto counting 1. What `config` and dry

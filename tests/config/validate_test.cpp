@@ -98,6 +98,14 @@ TEST(Resolve, IsStableAndItsYamlRunsTheSame) {
   EXPECT_TRUE(once.loaded.origins.at("train.steps").starts_with("implied: "));
 }
 
+TEST(Resolve, JoinedDocumentsKeepCounting) {
+  EXPECT_TRUE(resolved({}).positions().reset_per_document());
+  EXPECT_FALSE(resolved({"data.documents=joined"}).positions().reset_per_document());
+  EXPECT_TRUE(resolved({"data.documents=joined", "positions.reset_per_document=true"})
+                  .positions()
+                  .reset_per_document());
+}
+
 TEST(Resolve, NaturalRanks) {
   const RunConfig c = read_config(kGood, "a.yaml", {}).loaded.config;
   EXPECT_EQ(natural_ranks(c), 2);
