@@ -35,7 +35,7 @@ inline config::RunConfig tiny_config(std::string_view precision = "fp32") {
   c.mutable_positions();
   c.mutable_data();
   c.mutable_checkpoint();
-  c.mutable_evaluation();
+  c.mutable_evaluation()->set_every(1);  // dry runs size scratch for evaluation too
   c.mutable_logging();
   c.mutable_curriculum();
   return c;
