@@ -9,7 +9,7 @@ target_compile_options(farspan_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${FARS
 if(FARSPAN_SANITIZE)
   # g1: lines in reports without doubling the build. The standard library checks its own indices too.
   # detect_stack_use_after_return stays 0 in the test presets: with it g++ 12 misaligns 64-byte vectors
-  # on the stack (GCC bug 110027), and the AVX-512 kernels crash.
+  # on the stack, and the AVX-512 kernels crash.
   target_compile_options(farspan_flags INTERFACE
     "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FARSPAN_SANITIZE};-g1;-fno-omit-frame-pointer;-fno-sanitize-recover=all;-D_GLIBCXX_ASSERTIONS>")
   target_link_options(farspan_flags INTERFACE -fsanitize=${FARSPAN_SANITIZE})
