@@ -6,6 +6,7 @@
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,16 @@ def victims(process, mpi):
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True,
                               check=False).stdout.split()
     return [process.pid, *map(int, children)]
+
+
+def remove_folder(folder):
+    """A rank whose mpirun was killed may write into the folder for a moment longer."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{folder} does not go away")
 
 
 def run_with_kills(workspace, name, steps, ranks, mpi, kills, rng, whole_run_seconds):
@@ -55,7 +66,7 @@ def run_with_kills(workspace, name, steps, ranks, mpi, kills, rng, whole_run_sec
                 return killed, starts
             # Finished before the next kill was due: go on with a longer run of the same course is
             # not the same run, so begin anew in the same folder.
-            subprocess.run(["rm", "-rf", str(workspace.run_folder(name))], check=True)
+            remove_folder(workspace.run_folder(name))
             continue
         assert process.returncode in (-9, 137, 1, 6), f"exit {process.returncode}\n{output}"
 
