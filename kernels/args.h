@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "core/tensor.h"
@@ -155,19 +156,30 @@ struct AdamWArgs {
 // ---- attention ------------------------------------------------------------------------------
 
 // One rectangle of the score matrix: queries [q_begin, q_begin + q_len) of the local Q against keys
-// [k_begin, k_begin + k_len) of the KV block at hand. Within the rectangle both run over
-// consecutive global indices. Element (i, j), counted from the rectangle's corner, has the distance
-//   delta = index(q_begin + i) - index(k_begin + j) = i - j + diagonal
+// [k_begin, k_begin + k_len) of the KV block at hand. Within the rectangle both run over global
+// indices with one step (1, unless the layout is strided). Element (i, j), counted from the
+// rectangle's corner, has the distance, in rows,
+//   delta = i - j + diagonal
 // and is visible iff   kFull: always;   kCausal: delta >= 0;
 //                      kInverseCausal: delta < window;   kBand: 0 <= delta < window.
 enum class MaskKind : std::uint8_t { kFull, kCausal, kInverseCausal, kBand };
+
+// KV heads [begin, end), each with the query heads of its group. Beyond the last head: all of them.
+struct HeadRange {
+  std::int32_t begin = 0;
+  std::int32_t end = std::numeric_limits<std::int32_t>::max();
+  friend bool operator==(const HeadRange&, const HeadRange&) = default;
+};
 
 struct AttentionSlice {
   std::int64_t q_begin = 0, q_len = 0;
   std::int64_t k_begin = 0, k_len = 0;
   MaskKind kind = MaskKind::kFull;
   std::int64_t diagonal = 0;
-  std::int64_t window = 0;  // tokens; used by kInverseCausal and kBand
+  std::int64_t window = 0;  // rows; used by kInverseCausal and kBand
+  // Position of query q_begin minus position of key k_begin; read with a PositionBias only.
+  std::int64_t position_diagonal = 0;
+  HeadRange kv_heads;  // the heads that this slice is for
   friend bool operator==(const AttentionSlice&, const AttentionSlice&) = default;
 };
 
@@ -176,6 +188,18 @@ struct AttentionSlice {
 //   m' = max(m, max s);  l' = l e^(m-m') + sum e^(s-m');  acc' = acc e^(m-m') + sum e^(s-m') v
 // with s = scale * q.k over visible keys. GQA: query head h reads KV head h / (Hq / Hkv).
 // The result does not depend on the number of threads.
+
+// What depends on the distance of two positions, p(i, j) = position(q) - position(k) =
+// (i - j) * position_stride + slice.position_diagonal, formed exactly (never from two large numbers
+// in f32). Undefined tensors: none.
+struct PositionBias {
+  Tensor slopes;  // (Hq) f32. ALiBi (Press et al. 2021): s -= slopes[h] * p
+  Tensor decay;  // (D / 2) f32, <= 0. xPos (Sun et al. 2022): the products of dims c and c + D/2 of
+                 // q and k are multiplied by 2^(decay[c] * p), decay[c] = log2(zeta_c) / base
+  std::int64_t position_stride = 1;
+  bool any() const { return slopes.defined() || decay.defined(); }
+};
+
 struct AttentionForwardArgs {
   Tensor q;                 // (Tq, Hq, D) compute
   Tensor k, v;              // (Tk, Hkv, D) compute
@@ -183,6 +207,11 @@ struct AttentionForwardArgs {
   Tensor row_max, row_sum;  // (Hq, Tq) f32: m and l
   std::span<const AttentionSlice> slices;
   float scale = 1.0f;
+  PositionBias bias;
+  // The result depends on the rows of Q, on what the slices show of K and V and on the slices'
+  // order, bitwise; never on the size of the KV block, on where in it a slice's keys lie, or on
+  // threads.
+  bool invariant = false;
   bool first = false;  // state starts empty: acc, row_max, row_sum need not be initialised
   bool last = false;   // also write out and lse; the state is then undefined
   Tensor out;          // (Tq, Hq, D) compute; acc / l, or 0 where no key was visible
@@ -209,6 +238,47 @@ struct AttentionBackwardArgs {
   Tensor dk, dv;      // (Tk, Hkv, D) f32, accumulated
   std::span<const AttentionSlice> slices;
   float scale = 1.0f;
+  PositionBias bias;
+  bool invariant =
+      false;  // as in AttentionForwardArgs, for dq, dk and dv: sums grow in slice order
+};
+
+// ---- copies between layouts, exact sums -----------------------------------------------------
+
+// dst[dst_begin + r dst_stride + c] = (or +=) src[src_begin + r src_stride + c], r < rows, c <
+// cols: offsets and strides in elements of the flat tensors. Takes heads out of (T, H, D), or
+// columns of (H, T). dtypes f32 and bf16 may differ (rounded); i32 and i64 are copied; kAccumulate:
+// dst f32.
+struct Copy2dArgs {
+  Tensor src, dst;
+  std::int64_t rows = 0, cols = 0;
+  std::int64_t src_begin = 0, src_stride = 0;
+  std::int64_t dst_begin = 0, dst_stride = 0;
+  GradMode mode = GradMode::kOverwrite;
+};
+
+// Sums that do not depend on the order of their terms: n fixed-point numbers, each
+//   high * 2^-20 + low * 2^-60
+// in two i64. A term x becomes high = rint(x 2^20), low = rint((x - high 2^-20) 2^60), exactly, so
+// integer additions (on one rank, or all_reduce over ranks) give the same sum in any order. Terms
+// that are not finite or reach 2^20 in size are counted in `invalid` instead.
+struct ExactSum {
+  Tensor high, low;  // (n) i64
+  Tensor invalid;    // (1) i64
+};
+
+// sum[i] += src[i]; with ids, sum[ids[t] * C + c] += src[t * C + c] for src (T, C).
+struct ExactAddArgs {
+  Tensor src;  // (n) or (T, C); f32, bf16 or f64
+  Tensor ids;  // (T) i32, or undefined
+  ExactSum sum;
+};
+
+// dst[i] = (or +=) sum[i] rounded to dst's dtype; all NaN when invalid > 0.
+struct ExactReadArgs {
+  ExactSum sum;
+  Tensor dst;  // (n) f32 or f64
+  GradMode mode = GradMode::kOverwrite;
 };
 
 }  // namespace farspan

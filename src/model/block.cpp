@@ -4,9 +4,10 @@
 
 namespace farspan {
 
-Block::Block(const config::Model& model, int layer, ParameterStore& parameters,
+Block::Block(const config::Model& model, int layer, int pattern, ParameterStore& parameters,
              const Attention& attention)
     : attention_(&attention),
+      pattern_(pattern),
       num_heads_(model.num_attention_heads()),
       num_kv_heads_(model.num_key_value_heads()),
       head_dim_(model.head_dim()),
@@ -56,6 +57,12 @@ void Block::norm_backward(Parameter& gain, Tensor x, Tensor rstd, Tensor dy_sum,
                                  ctx.stream());
 }
 
+void Block::rotate(Tensor x, const RopeTables& rope, bool inverse, const StepContext& ctx) const {
+  if (!rope.cos.defined()) return;
+  ctx.kernels().rope_apply({.x = x, .cos = rope.cos, .sin = rope.sin, .inverse = inverse},
+                           ctx.stream());
+}
+
 void Block::compute_attention_part(Saved& s, const RopeTables& rope, const StepContext& ctx,
                                    const RecomputePolicy& keep) const {
   const std::int64_t tokens = s.x.shape[0];
@@ -71,20 +78,28 @@ void Block::compute_attention_part(Saved& s, const RopeTables& rope, const StepC
     norm_forward(*gain1_, s.x, s.norm1, s.rstd1, ctx);
   }
   if (!s.q.defined()) {
-    s.q = take(Activation::kQkv, {tokens, num_heads_, head_dim_}, "block.q");
-    s.k = take(Activation::kQkv, {tokens, num_kv_heads_, head_dim_}, "block.k");
-    s.v = take(Activation::kQkv, {tokens, num_kv_heads_, head_dim_}, "block.v");
+    // What an exchange leaves behind is not kept.
+    Arena& local = attention_->spreads() ? ctx.scratch : arena(Activation::kQkv);
+    const AttentionInputs in{
+        .q = local.take(s.x.dtype, {tokens, num_heads_, head_dim_}, "block.q"),
+        .k = local.take(s.x.dtype, {tokens, num_kv_heads_, head_dim_}, "block.k"),
+        .v = local.take(s.x.dtype, {tokens, num_kv_heads_, head_dim_}, "block.v")};
     const auto flat = [&](Tensor t, const Linear& l) { return t.view({tokens, l.out_features()}); };
-    q_.forward(s.norm1, flat(s.q, q_), ctx);
-    k_.forward(s.norm1, flat(s.k, k_), ctx);
-    v_.forward(s.norm1, flat(s.v, v_), ctx);
-    ctx.kernels().rope_apply({.x = s.q, .cos = rope.cos, .sin = rope.sin}, ctx.stream());
-    ctx.kernels().rope_apply({.x = s.k, .cos = rope.cos, .sin = rope.sin}, ctx.stream());
+    q_.forward(s.norm1, flat(in.q, q_), ctx);
+    k_.forward(s.norm1, flat(in.k, k_), ctx);
+    v_.forward(s.norm1, flat(in.v, v_), ctx);
+    rotate(in.q, rope, false, ctx);
+    rotate(in.k, rope, false, ctx);
+    const AttentionInputs spread = attention_->spread(in, arena(Activation::kQkv), ctx);
+    s.q = spread.q;
+    s.k = spread.k;
+    s.v = spread.v;
   }
   if (!s.attention.defined()) {
-    s.attention = take(Activation::kAttention, s.q.shape, "block.attention");
-    s.lse = arena(Activation::kAttention).take(DType::kF32, {num_heads_, tokens}, "block.lse");
-    attention_->forward({.q = s.q, .k = s.k, .v = s.v}, s.attention, s.lse, ctx);
+    const AttentionInputs in{.q = s.q, .k = s.k, .v = s.v};
+    s.attention = take(Activation::kAttention, {tokens, num_heads_, head_dim_}, "block.attention");
+    s.lse = arena(Activation::kAttention).take(DType::kF32, attention_->lse_shape(in), "block.lse");
+    attention_->forward(in, s.attention, s.lse, rope.bias, ctx);
   }
   if (!s.middle.defined()) {
     s.middle = take(Activation::kMiddle, s.x.shape, "block.middle");
@@ -116,7 +131,8 @@ void Block::compute_mlp_part(Saved& s, const StepContext& ctx, const RecomputePo
 }
 
 Block::Saved Block::forward(Tensor x, Tensor out, const RopeTables& rope,
-                            const RecomputePolicy& policy, const StepContext& ctx) const {
+                            const RecomputePolicy& policy, const StepContext& step) const {
+  const StepContext ctx = step.with_pattern(pattern_);
   auto scope = ctx.scratch.scope();
   Saved s;
   s.x = x;
@@ -139,7 +155,8 @@ Block::Saved Block::forward(Tensor x, Tensor out, const RopeTables& rope,
 }
 
 void Block::backward(const Saved& saved, Tensor grad, const RopeTables& rope,
-                     const StepContext& ctx) const {
+                     const StepContext& step) const {
+  const StepContext ctx = step.with_pattern(pattern_);
   auto scope = ctx.scratch.scope();
   Saved s = saved;
   const RecomputePolicy to_scratch = RecomputePolicy::forward_only();
@@ -171,15 +188,17 @@ void Block::backward_attention(const Saved& s, Tensor grad, const RopeTables& ro
   const std::int64_t tokens = s.x.shape[0];
   Arena& scratch = ctx.scratch;
   const Tensor dnorm = scratch.take(DType::kF32, s.x.shape, "block.dnorm");
-  const AttentionGradients sums{.dq = scratch.take(DType::kF32, s.q.shape, "block.dq_sum"),
-                                .dk = scratch.take(DType::kF32, s.k.shape, "block.dk_sum"),
-                                .dv = scratch.take(DType::kF32, s.v.shape, "block.dv_sum")};
+  const Shape q_shape{tokens, num_heads_, head_dim_}, k_shape{tokens, num_kv_heads_, head_dim_};
+  const AttentionGradients sums{.dq = scratch.take(DType::kF32, q_shape, "block.dq_sum"),
+                                .dk = scratch.take(DType::kF32, k_shape, "block.dk_sum"),
+                                .dv = scratch.take(DType::kF32, k_shape, "block.dv_sum")};
   {
     auto scope = scratch.scope();
     const Tensor dattention = scratch.take(s.x.dtype, s.attention.shape, "block.dattention");
     const Shape flat{tokens, num_heads_ * head_dim_};
     o_.backward(s.attention.view(flat), grad, dattention.view(flat), GradMode::kOverwrite, ctx);
-    attention_->backward({.q = s.q, .k = s.k, .v = s.v}, s.attention, s.lse, dattention, sums, ctx);
+    attention_->backward({.q = s.q, .k = s.k, .v = s.v}, s.attention, s.lse, dattention, rope.bias,
+                         sums, ctx);
   }
   const auto project = [&](Tensor sum, bool rotated, const Linear& linear, GradMode mode) {
     auto scope = scratch.scope();
@@ -188,9 +207,7 @@ void Block::backward_attention(const Saved& s, Tensor grad, const RopeTables& ro
       d = scratch.take(s.x.dtype, sum.shape, "block.dqkv");
       ctx.kernels().copy({.src = sum, .dst = d}, ctx.stream());
     }
-    if (rotated)
-      ctx.kernels().rope_apply({.x = d, .cos = rope.cos, .sin = rope.sin, .inverse = true},
-                               ctx.stream());
+    if (rotated) rotate(d, rope, true, ctx);
     linear.backward(s.norm1, d.view({tokens, linear.out_features()}), dnorm, mode, ctx);
   };
   project(sums.dq, true, q_, GradMode::kOverwrite);

@@ -16,9 +16,10 @@
 
 namespace farspan {
 
-// Rotary tables of the micro-batch's tokens, shared by all layers.
+// Position tables of the micro-batch's tokens, shared by all layers.
 struct RopeTables {
-  Tensor cos, sin;  // (T, D / 2) f32
+  Tensor cos, sin;  // (T, D / 2) f32; undefined: nothing is rotated
+  BiasTables bias;
 };
 
 class Block {
@@ -28,15 +29,16 @@ class Block {
     Tensor x;             // (T, C) the layer's input, always kept
     Tensor norm1, norm2;  // (T, C)
     Tensor rstd1, rstd2;  // (T) f32
-    Tensor q, k, v;       // (T, H, D), rotated
+    Tensor q, k, v;       // rotated, as the attention's strategy spreads them: (T', H', D)
     Tensor attention;     // (T, Hq, D)
-    Tensor lse;           // (Hq, T) f32
+    Tensor lse;           // (Hq', T') f32
     Tensor middle;        // (T, C)
     Tensor gate, up;      // (T, F)
     Tensor product;       // (T, F)
   };
 
-  Block(const config::Model& model, int layer, ParameterStore& parameters,
+  // `pattern`: which of ctx.plans this layer's attention follows.
+  Block(const config::Model& model, int layer, int pattern, ParameterStore& parameters,
         const Attention& attention);
 
   // x and out (T, C) compute. Kept tensors come from ctx.saved, the others from ctx.scratch.
@@ -52,6 +54,7 @@ class Block {
   void compute_attention_part(Saved& s, const RopeTables& rope, const StepContext& ctx,
                               const RecomputePolicy& keep) const;
   void compute_mlp_part(Saved& s, const StepContext& ctx, const RecomputePolicy& keep) const;
+  void rotate(Tensor x, const RopeTables& rope, bool inverse, const StepContext& ctx) const;
   void backward_mlp(const Saved& s, Tensor grad, const StepContext& ctx) const;
   void backward_attention(const Saved& s, Tensor grad, const RopeTables& rope,
                           const StepContext& ctx) const;
@@ -62,6 +65,7 @@ class Block {
                      const StepContext& ctx) const;
 
   const Attention* attention_;
+  int pattern_;  // of ctx.plans
   std::int64_t num_heads_, num_kv_heads_, head_dim_, ffn_;
   float eps_;
   Parameter *gain1_, *gain2_;

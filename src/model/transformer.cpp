@@ -11,8 +11,10 @@ Transformer::Transformer(const config::Model& model, DType compute, ParameterSto
   const ParameterInit init{.deviation = model.initializer_range()};
   embedding_ = &parameters.add("model.embed_tokens.weight", matrix, init);
   blocks_.reserve(static_cast<std::size_t>(model.num_hidden_layers()));
+  const LayerPatterns patterns = layer_patterns(model);
   for (int layer = 0; layer < model.num_hidden_layers(); ++layer)
-    blocks_.emplace_back(model, layer, parameters, attention);
+    blocks_.emplace_back(model, layer, patterns.of_layer[static_cast<std::size_t>(layer)],
+                         parameters, attention);
   Parameter& gain = parameters.add("model.norm.weight", {model.hidden_size()}, {.ones = true});
   Parameter& head =
       model.tie_word_embeddings() ? *embedding_ : parameters.add("lm_head.weight", matrix, init);
@@ -31,7 +33,8 @@ RopeTables Transformer::rope_tables(const TokenTensors& batch, Arena& arena,
                                     const StepContext& ctx) const {
   const Shape shape{batch.tokens.shape[0], inv_freq_.shape[0]};
   const RopeTables rope{.cos = arena.take(DType::kF32, shape, "rope.cos"),
-                        .sin = arena.take(DType::kF32, shape, "rope.sin")};
+                        .sin = arena.take(DType::kF32, shape, "rope.sin"),
+                        .bias = {}};
   ctx.kernels().rope_table({.positions = batch.positions,
                             .inv_freq = inv_freq_,
                             .cos = rope.cos,

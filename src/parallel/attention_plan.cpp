@@ -222,17 +222,9 @@ std::int64_t AttentionPlan::gradient_rows_sent() const {
   return rows;
 }
 
-RingBytes ring_bytes(const AttentionPlan& plan, std::int64_t num_kv_heads, std::int64_t head_dim,
-                     DType compute) {
-  const std::int64_t values = 2 * num_kv_heads * head_dim;
-  const std::int64_t kv = plan.rows_sent() * values * static_cast<std::int64_t>(size_of(compute));
-  return {.forward = kv, .backward = kv + plan.gradient_rows_sent() * values * 4};
-}
-
-AttentionPlan plan_attention(std::span<const std::int32_t> segments, const SequenceLayout& layout,
-                             int rank) {
-  FARSPAN_CHECK(rank >= 0 && rank < layout.num_ranks());
-  return Planner(segments, layout).plan(rank);
+AttentionPlan plan_attention(const PlanRequest& request, int rank) {
+  FARSPAN_CHECK(rank >= 0 && rank < request.layout.num_ranks());
+  return Planner(request.segments, request.layout).plan(rank);
 }
 
 }  // namespace farspan

@@ -1,15 +1,20 @@
 // The mask under a sharding as lists of slices: who multiplies what, and which rows travel.
 //
-// A pure function of (segments, layout, rank): every rank computes the whole plan without
-// communication and they agree. In a ring of P ranks the keys and values owned by rank o visit rank
-// o + h at hop h. A row travels only as far as some rank still needs it; what a block has lost on
-// the way is squeezed out, so slices of hop h count rows of the squeezed block.
+// A pure function of (segments, positions, pattern, layout, rank): every rank computes its plan
+// without communication and they agree. "Rank" here is a place in the ring: with Ulysses inside,
+// the U ranks of a group hold one place together and share its plan.
 //
-//   AttentionPlan plan = plan_attention(batch.segments, layout, rank);
+// Ring: keys and values owned by rank o visit rank o + h at hop h. A row travels only as far as
+// some rank still needs it; what a block has lost on the way is squeezed out, so slices of hop h
+// count rows of the squeezed block. A sliding window becomes a halo exchange by itself.
+// All-gather: each rank is sent exactly the rows that its queries see (Gather).
+//
+//   AttentionPlan plan = plan_attention({.segments = batch.segments, .layout = layout, ...}, rank);
 //   for (const AttentionPlan::Hop& hop : plan.hops) kernels.attention_forward({.slices =
 //   hop.slices, ...});
 //
-// Causality reads the index, isolation of documents the segment (docs: architecture, idea 1 and 2).
+// Causality reads the index, isolation of documents the segment, biases the position (docs:
+// architecture, ideas 1 and 2).
 #pragma once
 
 #include <cstdint>
@@ -17,6 +22,7 @@
 #include <vector>
 
 #include "kernels/args.h"
+#include "parallel/attention_pattern.h"
 #include "parallel/sequence_layout.h"
 
 namespace farspan {
@@ -32,13 +38,27 @@ struct AttentionPlan {
     std::int64_t num_ended = 0;
     std::vector<IndexRange> returned;  // local rows whose last user was rank + h (h >= 1)
     std::int64_t num_returned = 0;
+    double visible_pairs = 0;  // of the slices, mean over query heads
   };
 
-  std::vector<Hop> hops;        // as many as the longest journey of any row of any rank needs
-  std::int64_t local_rows = 0;  // tokens of this rank
-  std::int64_t max_rows = 0;    // tokens of the largest rank: the size of a travelling block
-  double visible_pairs = 0;     // (query, key) pairs that this rank computes
-  int num_ranks = 1;
+  // What all-gather attention exchanges. The gathered block holds the rows received from rank 0, 1,
+  // ... (this rank: none, or with PlanRequest::block its own), one after the other.
+  struct Gather {
+    std::vector<std::vector<IndexRange>> sent;  // [rank]: local rows that it needs
+    std::vector<std::int64_t> num_sent;         // [rank]
+    std::vector<std::int64_t> num_received;     // [rank]: rows of the gathered block
+    std::vector<AttentionSlice> slices;         // keys: rows of the gathered block
+    std::int64_t rows = 0;                      // of the gathered block
+  };
+
+  std::vector<Hop> hops;        // as many as the longest journey of any row of any rank needs;
+                                // hops[0] is this rank's own part, also of all-gather's
+  Gather gather;                // filled when asked for
+  std::int64_t local_rows = 0;  // tokens of this place of the ring
+  std::int64_t max_rows = 0;    // tokens of the largest place: the size of a travelling block
+  double visible_pairs = 0;     // (query, key) pairs that this rank computes, mean over query heads
+  std::int64_t position_stride = 1;  // for PositionBias
+  int num_ranks = 1;                 // places of the ring
 
   // Rows that this rank sends in one forward pass, and in the backward pass's return of gradients
   // (forwarded partial sums and rows returned to their owners).
@@ -46,16 +66,28 @@ struct AttentionPlan {
   std::int64_t gradient_rows_sent() const;
 };
 
-// Ring attention's bytes sent by one rank per layer, from its plan: 2 d Hkv values per KV row.
-struct RingBytes {
-  std::int64_t forward = 0, backward = 0;
+struct PlanRequest {
+  // One number per token of the whole (micro-)batch, equal and adjacent for tokens of one document.
+  std::span<const std::int32_t> segments;
+  // Position of each token. Needed with an ALiBi or xPos bias only (slices are then cut where
+  // positions do not follow the index); empty: position_diagonal is 0 throughout.
+  std::span<const std::int32_t> positions;
+  const SequenceLayout& layout;  // over the places of the ring; stride() a multiple of the
+                                 // pattern's row_stride()
+  const AttentionPattern& pattern;
+  // The KV heads that this rank computes, as heads of the model, ascending (under Ulysses a share
+  // of them, one entry per local KV head, which may repeat). Empty: all `num_kv_heads`.
+  std::span<const std::int32_t> local_kv_heads = {};
+  std::int64_t num_kv_heads = 1;  // of the model: what the pattern's head ranges count
+  bool gather = false;            // fill AttentionPlan::gather
+  // Invariant mode (0: off): no slice of `gather` crosses a multiple of `block` tokens from the
+  // start of its sequence; they are ordered by query block, then by key index; and this rank's own
+  // rows are among the gathered ones, so that gather.slices is the whole of this rank's attention.
+  // The layout cuts at the same places.
+  std::int64_t block = 0;
+  std::int64_t sequence_length = 0;  // read with `block`
 };
-RingBytes ring_bytes(const AttentionPlan& plan, std::int64_t num_kv_heads, std::int64_t head_dim,
-                     DType compute);
 
-// `segments`: one number per token of the whole (micro-)batch, equal and adjacent for tokens of one
-// document. Causal attention within documents.
-AttentionPlan plan_attention(std::span<const std::int32_t> segments, const SequenceLayout& layout,
-                             int rank);
+AttentionPlan plan_attention(const PlanRequest& request, int rank);
 
 }  // namespace farspan

@@ -14,10 +14,14 @@ namespace farspan {
 
 class RingAttention final : public Attention {
  public:
-  void forward(const AttentionInputs& in, Tensor out, Tensor lse,
+  AttentionInputs spread(const AttentionInputs& in, Arena&, const StepContext&) const override {
+    return in;
+  }
+  void forward(const AttentionInputs& in, Tensor out, Tensor lse, const BiasTables& bias,
                const StepContext& ctx) const override;
   void backward(const AttentionInputs& in, Tensor out, Tensor lse, Tensor dout,
-                const AttentionGradients& grads, const StepContext& ctx) const override;
+                const BiasTables& bias, const AttentionGradients& grads,
+                const StepContext& ctx) const override;
 };
 
 }  // namespace farspan

@@ -24,7 +24,8 @@ LayoutKind layout_kind(std::string_view name) {
 }
 
 SequenceLayout SequenceLayout::make(LayoutKind kind, std::int64_t sequences, std::int64_t length,
-                                    int ranks) {
+                                    int ranks, std::int64_t block) {
+  FARSPAN_CHECK(block == 1 && kind != LayoutKind::kStriped && kind != LayoutKind::kBalanced);
   FARSPAN_CHECK(ranks >= 1 && sequences >= 0 && length >= 0);
   std::vector<std::vector<IndexRange>> ranges(static_cast<std::size_t>(ranks));
   const std::int64_t runs = kind == LayoutKind::kZigzag ? 2 * ranks : ranks;

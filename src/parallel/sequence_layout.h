@@ -1,11 +1,12 @@
-// Which tokens each context rank holds. A layout is, per rank, an ascending list of ranges of the
-// global index; nothing else in Farspan knows how sequences are cut.
+// Which tokens each rank holds, and in which order. A layout is, per rank, a list of runs of the
+// global index (strided where tokens are dealt out one by one); nothing else in Farspan knows how
+// sequences are cut.
 //
 //   auto layout = SequenceLayout::make(LayoutKind::kZigzag, /*sequences=*/2, /*length=*/4096,
 //   /*ranks=*/4); std::vector<int32_t> mine = layout.take<int32_t>(batch.tokens, rank);
 //
 // There is no divisibility rule: shards may be uneven, and empty when there are fewer tokens than
-// ranks.
+// ranks. `balanced` needs documents and patterns: parallel/balance.h.
 #pragma once
 
 #include <cstdint>
@@ -17,15 +18,19 @@
 
 namespace farspan {
 
+// begin, begin + stride, begin + 2 stride, ... below end. Canonical: end is the last one plus 1.
 struct IndexRange {
   std::int64_t begin = 0, end = 0;  // [begin, end)
-  std::int64_t size() const { return end - begin; }
+  std::int64_t stride = 1;
+  std::int64_t size() const { return (end - begin + stride - 1) / stride; }
   friend bool operator==(const IndexRange&, const IndexRange&) = default;
 };
 
 enum class LayoutKind : std::uint8_t {
   kContiguous,  // rank r holds the r-th of P equal runs
   kZigzag,      // rank r holds runs r and 2P-1-r of 2P: equal causal attention area
+  kStriped,     // token i of a sequence goes to rank i mod P (Brandon et al. 2023)
+  kBalanced,    // area, tokens and traffic weighed together: parallel/balance.h
 };
 
 // From the configuration's name; throws Error(kUsage) for a layout that does not exist.
@@ -34,10 +39,19 @@ LayoutKind layout_kind(std::string_view name);
 class SequenceLayout {
  public:
   // `sequences` sequences of `length` tokens laid end to end, each cut across all ranks alike.
+  // Not kBalanced. `block` > 1: cuts only at multiples of `block` tokens from a sequence's start,
+  // and kStriped deals out blocks instead of tokens (parallel.invariant).
   static SequenceLayout make(LayoutKind kind, std::int64_t sequences, std::int64_t length,
-                             int ranks);
-  // Any assignment. Ranges of a rank must ascend; together the ranks must cover [0, n) once.
+                             int ranks, std::int64_t block = 1);
+  // Any assignment, rows in the order given. Together the ranks must cover [0, n) once, and all
+  // runs that hold more than one token must have the same stride.
   explicit SequenceLayout(std::vector<std::vector<IndexRange>> ranges);
+
+  // The same tokens on each rank, ordered so that every run steps by `stride` times the present
+  // stride: runs are split by residue. For patterns with dilation.
+  SequenceLayout refined(std::int64_t stride) const;
+  // Tokens between neighbours of a run; 1 when nothing is strided.
+  std::int64_t stride() const { return stride_; }
 
   int num_ranks() const { return static_cast<int>(ranges_.size()); }
   std::int64_t num_tokens() const { return num_tokens_; }  // of all ranks
@@ -55,7 +69,8 @@ class SequenceLayout {
     std::vector<T> local;
     local.reserve(static_cast<std::size_t>(local_tokens(rank)));
     for (const IndexRange& r : ranges(rank))
-      local.insert(local.end(), global.begin() + r.begin, global.begin() + r.end);
+      for (std::int64_t i = r.begin; i < r.end; i += r.stride)
+        local.push_back(global[static_cast<std::size_t>(i)]);
     return local;
   }
 
@@ -63,6 +78,7 @@ class SequenceLayout {
   std::vector<std::vector<IndexRange>> ranges_;
   std::vector<std::int64_t> local_;
   std::int64_t num_tokens_ = 0;
+  std::int64_t stride_ = 1;
 };
 
 }  // namespace farspan

@@ -1,24 +1,38 @@
 // What a module's forward and backward are given besides their tensors.
 #pragma once
 
+#include <span>
+
 #include "comm/communicator.h"
 #include "core/arena.h"
 #include "core/trace.h"
 #include "kernels/backend.h"
 #include "parallel/attention_plan.h"
+#include "parallel/mesh.h"
 
 namespace farspan {
 
 struct StepContext {
   Backend& backend;
-  Arena& saved;               // lives from a micro-batch's forward to the end of its backward
-  Arena& scratch;             // LIFO temporaries
-  Communicator& context;      // the ranks that share the sequences
-  const AttentionPlan& plan;  // of the micro-batch at hand, for this rank
+  Arena& saved;      // lives from a micro-batch's forward to the end of its backward
+  Arena& scratch;    // LIFO temporaries
+  const Mesh& mesh;  // the ranks that share the sequences: mesh.ring(), mesh.ulysses()
+  std::span<const AttentionPlan> plans;  // of the micro-batch at hand, for this rank: one per
+                                         // distinct pattern of the model's layers
   Trace& trace;
+  int pattern = 0;  // which plan the layer at hand uses
+  // Invariant mode: borders of this rank's blocks of tokens, 0 first and the number of local tokens
+  // last. Sums over tokens are taken block by block. Empty otherwise.
+  std::span<const std::int64_t> row_blocks = {};
 
   Kernels& kernels() const { return backend.kernels(); }
   Stream& stream() const { return backend.stream(); }
+  const AttentionPlan& plan() const { return plans[static_cast<std::size_t>(pattern)]; }
+  StepContext with_pattern(int index) const {
+    StepContext other = *this;
+    other.pattern = index;
+    return other;
+  }
 };
 
 }  // namespace farspan

@@ -21,16 +21,14 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
   const auto backend = make_backend({.kind = DeviceKind::kDry});
   const auto world = make_dry_communicator(rank, num_ranks);
   const Mesh mesh(*world, static_cast<int>(config.parallel().data()),
-                  static_cast<int>(config.parallel().context()));
+                  static_cast<int>(config.parallel().context()),
+                  static_cast<int>(std::max<std::int64_t>(config.parallel().ulysses(), 1)));
   Trace trace;
   Engine engine(config, *backend, mesh, ArenaSizes{}, trace);
 
   const config::Train& train = config.train();
-  const auto layout =
-      SequenceLayout::make(layout_kind(config.parallel().layout()), train.micro_batch(),
-                           train.sequence_length(), mesh.context_size());
-  const MicroBatch micro =
-      shard(blank_batch(train.micro_batch(), train.sequence_length()), layout, mesh.context_rank());
+  const MicroBatch micro = shard(blank_batch(train.micro_batch(), train.sequence_length()),
+                                 Sharding::from(config, mesh.place()));
 
   DryRunReport report;
   report.rank = rank;
@@ -40,13 +38,13 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
                          (train.sequence_length() * train.micro_batch() * config.parallel().data());
   backend->reset_work();
   world->reset_counters();
-  const CommCounters context_before = mesh.context().counters();
+  const CommCounters context_before = mesh.context_counters();
   const std::vector<MicroBatch> micro_batches(static_cast<std::size_t>(report.micro_batches),
                                               micro);
   engine.train_step(micro_batches, 0, {});
   report.step_work = backend->work();
   report.step_comm = world->counters();
-  const CommCounters context_after = mesh.context().counters();
+  const CommCounters context_after = mesh.context_counters();
   for (std::size_t i = 0; i < report.step_comm.by_collective.size(); ++i) {
     auto& sum = report.step_comm.by_collective[i];
     sum.calls += context_after.by_collective[i].calls - context_before.by_collective[i].calls;

@@ -50,13 +50,14 @@ Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& me
 
 void Engine::initialize() { parameters_.initialize(seed_, backend_); }
 
-StepContext Engine::context(const AttentionPlan& plan) const {
+StepContext Engine::context(const MicroBatch& micro_batch) const {
   return {.backend = backend_,
           .saved = activations_,
           .scratch = scratch_,
-          .context = mesh_.context(),
-          .plan = plan,
-          .trace = trace_};
+          .mesh = mesh_,
+          .plans = micro_batch.plans,
+          .trace = trace_,
+          .row_blocks = micro_batch.row_blocks};
 }
 
 TokenTensors Engine::upload(const MicroBatch& micro_batch) {
@@ -88,7 +89,7 @@ void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
   const LossSums losses{.loss_sum = sum(kLoss), .valid_count = sum(kValid)};
   for (const MicroBatch& m : micro_batches) {
     auto scope = batch_.scope();
-    model_.forward_backward(upload(m), losses, policy_, context(m.plan));
+    model_.forward_backward(upload(m), losses, policy_, context(m));
   }
   {
     auto section = trace_.section("gradients.all_reduce");
@@ -124,7 +125,7 @@ void Engine::evaluate(const MicroBatch& micro_batch) {
   auto scope = batch_.scope();
   model_.forward(upload(micro_batch),
                  {.loss_sum = eval_sums_.rows(0, 1), .valid_count = eval_sums_.rows(1, 1)}, {},
-                 context(micro_batch.plan));
+                 context(micro_batch));
 }
 
 EvalResult Engine::read_evaluation() {

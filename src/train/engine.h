@@ -90,7 +90,7 @@ class Engine {
   enum Sum : std::int64_t { kLoss, kValid, kPairs, kStop, kSaveFailed, kNumSums };
   Tensor sum(Sum which) const { return sums_.rows(which, 1); }
 
-  StepContext context(const AttentionPlan& plan) const;
+  StepContext context(const MicroBatch& micro_batch) const;
   TokenTensors upload(const MicroBatch& micro_batch);
   void read(Tensor device, void* host) const;
 

@@ -15,14 +15,14 @@ namespace {
 // Runs logits() over a window of fixed length: causality makes what lies after `row` irrelevant.
 class Window {
  public:
-  Window(const Transformer& model, Backend& backend, std::int64_t vocab, std::int64_t length,
-         std::size_t scratch_bytes)
+  Window(const Transformer& model, Backend& backend, const Sharding& sharding, std::int64_t vocab,
+         std::int64_t length, std::size_t scratch_bytes)
       : model_(model),
         backend_(backend),
         comm_(make_self_communicator()),
+        mesh_(*comm_, 1, 1),
         scratch_(backend.device(), scratch_bytes, "generate"),
-        micro_(shard(blank_batch(1, length),
-                     SequenceLayout::make(LayoutKind::kContiguous, 1, length, 1), 0)),
+        micro_(shard(blank_batch(1, length), sharding)),
         tokens_(scratch_.take(DType::kI32, {length}, "tokens")),
         positions_(scratch_.take(DType::kI32, {length}, "positions")),
         logits_(scratch_.take(DType::kF32, {1, vocab}, "logits")) {
@@ -34,8 +34,8 @@ class Window {
     const StepContext ctx{.backend = backend_,
                           .saved = scratch_,
                           .scratch = scratch_,
-                          .context = *comm_,
-                          .plan = micro_.plan,
+                          .mesh = mesh_,
+                          .plans = micro_.plans,
                           .trace = trace_};
     model_.logits({.tokens = tokens_, .labels = {}, .positions = positions_}, row, logits_, ctx);
   }
@@ -59,11 +59,20 @@ class Window {
   const Transformer& model_;
   Backend& backend_;
   std::unique_ptr<Communicator> comm_;
+  Mesh mesh_;
   Trace trace_;
   Arena scratch_;
   MicroBatch micro_;
   Tensor tokens_, positions_, logits_;
 };
+
+// The model's own patterns on one rank.
+Sharding one_rank(const config::RunConfig& config) {
+  Sharding sharding = Sharding::from(config, {});
+  sharding.layout = LayoutKind::kContiguous;
+  sharding.gather = false;
+  return sharding;
+}
 
 std::size_t scratch_bytes(const config::RunConfig& config, std::int64_t length) {
   const auto backend = make_backend({.kind = DeviceKind::kDry});
@@ -74,7 +83,8 @@ std::size_t scratch_bytes(const config::RunConfig& config, std::int64_t length) 
   Transformer model(config.model(), compute_dtype(config), parameters, *attention);
   parameters.allocate({weights, gradients, nullptr}, compute_dtype(config));
   model.allocate(weights, *backend);
-  Window window(model, *backend, config.model().vocab_size(), length, kDryCapacity);
+  Window window(model, *backend, one_rank(config), config.model().vocab_size(), length,
+                kDryCapacity);
   window.run(std::vector<std::int32_t>(static_cast<std::size_t>(length)), length - 1);
   return window.high_water();
 }
@@ -110,7 +120,8 @@ std::vector<std::int32_t> generate(const config::RunConfig& config, const Transf
   FARSPAN_CHECK(!prompt.empty());
   const auto start = static_cast<std::int64_t>(prompt.size());
   const std::int64_t length = start + options.max_new_tokens;
-  Window window(model, backend, config.model().vocab_size(), length, scratch_bytes(config, length));
+  Window window(model, backend, one_rank(config), config.model().vocab_size(), length,
+                scratch_bytes(config, length));
   std::vector<std::int32_t> tokens(prompt.begin(), prompt.end());
   tokens.resize(static_cast<std::size_t>(length), 0);
   const CounterRng rng(options.seed, stream_id("generate"));

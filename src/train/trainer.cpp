@@ -96,7 +96,8 @@ class Trainer {
     agree_on(world_, "configuration", to_yaml(config_));
     agree_on(world_, "version of farspan", options_.version);
     mesh_.emplace(world_, static_cast<int>(config_.parallel().data()),
-                  static_cast<int>(config_.parallel().context()));
+                  static_cast<int>(config_.parallel().context()),
+                  static_cast<int>(std::max<std::int64_t>(config_.parallel().ulysses(), 1)));
     together(world_, [&] {
       if (lead_) open_folder();
     });
@@ -278,7 +279,7 @@ class Trainer {
   }
 
   std::int64_t ring_bytes_sent() const {
-    return mesh_->context().counters().of(Collective::kExchange).bytes_sent;
+    return mesh_->context_counters().of(Collective::kExchange).bytes_sent;
   }
 
   // The gate itself is on the device (ClipArgs); here the skips are counted and bounded.

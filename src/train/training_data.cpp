@@ -17,9 +17,7 @@ TrainingData::TrainingData(const config::RunConfig& config, const Mesh& mesh)
       evaluation_tokens_(config.evaluation().tokens()),
       data_rank_(mesh.data_rank()),
       data_size_(mesh.data_size()),
-      context_rank_(mesh.context_rank()),
-      layout_(SequenceLayout::make(layout_kind(config.parallel().layout()), micro_batch_,
-                                   sequence_length_, mesh.context_size())),
+      sharding_(Sharding::from(config, mesh.place())),
       reader_(open_training_data(config, TokenStore::Verify::kHash)),
       stage_(reader_.first_stage()),
       first_store_(reader_.sources().front().store),
@@ -45,8 +43,8 @@ std::vector<MicroBatch> TrainingData::make_step(std::int64_t step) {
                                                 .data_rank = data_rank_,
                                                 .data_ranks = data_size_,
                                                 .micro_batch = micro_batch_});
-    out.push_back(shard(reader_.make_batch(first, micro_batch_, sequence_length_, stage_), layout_,
-                        context_rank_));
+    out.push_back(
+        shard(reader_.make_batch(first, micro_batch_, sequence_length_, stage_), sharding_));
   }
   return out;
 }
@@ -60,7 +58,7 @@ std::int64_t TrainingData::num_evaluation_batches() const {
 MicroBatch TrainingData::evaluation_batch(std::int64_t index) const {
   const std::int64_t first = (index * data_size_ + data_rank_) * micro_batch_;
   return shard(validation_->make_batch(first, micro_batch_, sequence_length_, evaluation_tokens_),
-               layout_, context_rank_);
+               sharding_);
 }
 
 const TokenizerInfo& TrainingData::tokenizer() const { return first_store_->info().tokenizer; }

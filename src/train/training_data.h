@@ -38,8 +38,8 @@ class TrainingData {
   std::vector<MicroBatch> make_step(std::int64_t step);
 
   std::int64_t sequence_length_, micro_batch_, sequences_per_step_, steps_, evaluation_tokens_;
-  int data_rank_, data_size_, context_rank_;
-  SequenceLayout layout_;
+  int data_rank_, data_size_;
+  Sharding sharding_;
   SampleReader reader_;  // used by the prefetch thread only, once it runs
   StageStart stage_;
   std::shared_ptr<const TokenStore> first_store_;

@@ -27,11 +27,9 @@ TEST(Transformer, GradientsMatchFiniteDifferences) {
     Trace trace;
     Engine engine(config, *backend, mesh, dry_run(config, 0, 1).sizes, trace);
     engine.initialize();
-    const auto layout =
-        SequenceLayout::make(LayoutKind::kZigzag, 1, config.train().sequence_length(), 1);
     const MicroBatch micro = shard(testing::random_batch(5, 1, config.train().sequence_length(),
                                                          config.model().vocab_size(), 30),
-                                   layout, 0);
+                                   Sharding::from(config, {}));
     engine.train_step({&micro, 1}, /*lr=*/0, {});
     const auto loss = [&] {
       engine.evaluate(micro);
@@ -67,7 +65,7 @@ TEST(Transformer, GradientsMatchFiniteDifferences) {
   }
 }
 
-struct Sharding {
+struct ShardingCase {
   int data, context;
   const char* layout;
   std::int64_t micro_batch;
@@ -80,7 +78,7 @@ TEST(Transformer, AnyShardingEqualsOneRank) {
   train.set_batch_tokens(4 * 53);
   train.set_steps(5);
   const EngineRun one = run_engine(config);
-  for (const Sharding s : {Sharding{1, 2, "zigzag", 1},
+  for (const ShardingCase s : {ShardingCase{1, 2, "zigzag", 1},
                            {1, 3, "zigzag", 2},
                            {1, 4, "contiguous", 1},
                            {1, 8, "zigzag", 4},
@@ -151,10 +149,9 @@ TEST(Engine, UsesExactlyTheMemoryOfTheDryPass) {
       const DryRunReport report = dry_run(config, world.rank(), world.size());
       Engine engine(config, *backend, mesh, report.sizes, trace);
       engine.initialize();
-      const auto layout =
-          SequenceLayout::make(LayoutKind::kZigzag, 1, config.train().sequence_length(), context);
-      const std::vector<MicroBatch> micro(
-          2, shard(blank_batch(1, config.train().sequence_length()), layout, world.rank()));
+      const std::vector<MicroBatch> micro(2,
+                                          shard(blank_batch(1, config.train().sequence_length()),
+                                                Sharding::from(config, mesh.place())));
       engine.train_step(micro, 1e-3, {});
       engine.evaluate(micro[0]);
       const auto arenas = engine.arenas();

@@ -8,12 +8,20 @@
 #include <random>
 #include <set>
 
+#include "parallel/attention.h"
 #include "parallel/random_documents.h"
 
 namespace farspan {
 namespace {
 
 using Indices = std::vector<std::int64_t>;
+
+AttentionPlan plan_of(const std::vector<std::int32_t>& segments, const SequenceLayout& layout,
+                      int rank) {
+  const AttentionPattern causal;
+  return plan_attention(
+      {.segments = segments, .positions = {}, .layout = layout, .pattern = causal}, rank);
+}
 
 Indices local_indices(const SequenceLayout& layout, int rank) {
   Indices out;
@@ -41,7 +49,7 @@ std::map<std::pair<std::int64_t, std::int64_t>, int> simulate(
     const std::vector<std::int32_t>& segments, const SequenceLayout& layout) {
   const int ranks = layout.num_ranks();
   std::vector<AttentionPlan> plans;
-  for (int r = 0; r < ranks; ++r) plans.push_back(plan_attention(segments, layout, r));
+  for (int r = 0; r < ranks; ++r) plans.push_back(plan_of(segments, layout, r));
   std::vector<Indices> block, local;
   for (int r = 0; r < ranks; ++r) local.push_back(local_indices(layout, r));
   block = local;
@@ -104,8 +112,7 @@ void check(const std::vector<std::int32_t>& segments, const SequenceLayout& layo
     }
   ASSERT_EQ(computed.size(), expected) << "pairs that the mask does not have";
   double pairs = 0;
-  for (int r = 0; r < layout.num_ranks(); ++r)
-    pairs += plan_attention(segments, layout, r).visible_pairs;
+  for (int r = 0; r < layout.num_ranks(); ++r) pairs += plan_of(segments, layout, r).visible_pairs;
   ASSERT_EQ(pairs, static_cast<double>(expected));
 }
 
@@ -146,7 +153,7 @@ TEST(AttentionPlan, ShortDocumentsStayAtHome) {
   for (std::size_t t = 0; t < segments.size(); ++t) segments[t] = static_cast<std::int32_t>(t / 8);
   const auto layout = SequenceLayout::make(LayoutKind::kContiguous, 1, 64, 4);
   for (int r = 0; r < 4; ++r) {
-    const AttentionPlan plan = plan_attention(segments, layout, r);
+    const AttentionPlan plan = plan_of(segments, layout, r);
     EXPECT_EQ(plan.hops.size(), 1u);
     EXPECT_EQ(plan.rows_sent(), 0);
   }
@@ -157,7 +164,7 @@ TEST(AttentionPlan, ContiguousRowsStopAtTheLastRank) {
   const std::vector<std::int32_t> segments(80, 0);
   const auto layout = SequenceLayout::make(LayoutKind::kContiguous, 1, 80, 4);
   std::int64_t sent = 0;
-  for (int r = 0; r < 4; ++r) sent += plan_attention(segments, layout, r).rows_sent();
+  for (int r = 0; r < 4; ++r) sent += plan_of(segments, layout, r).rows_sent();
   EXPECT_EQ(sent, 20 * (3 + 2 + 1));
 }
 
@@ -167,10 +174,11 @@ TEST(AttentionPlan, ZigzagBytesAgainstTheDenseFormula) {
   for (int ranks : {2, 4, 8}) {
     const std::vector<std::int32_t> segments(static_cast<std::size_t>(length), 0);
     const auto layout = SequenceLayout::make(LayoutKind::kZigzag, 1, length, ranks);
-    RingBytes sum;
+    AttentionBytes sum;
     for (int r = 0; r < ranks; ++r) {
-      const auto plan = plan_attention(segments, layout, r);
-      const RingBytes b = ring_bytes(plan, kv_heads, dim, DType::kBF16);
+      const auto plan = plan_of(segments, layout, r);
+      const AttentionBytes b =
+          attention_bytes("ring", plan, {}, {kv_heads, kv_heads, dim, DType::kBF16}, false);
       sum.forward += b.forward;
       sum.backward += b.backward;
     }

@@ -82,9 +82,12 @@ Result run(const Problem& p, LayoutKind kind, int ranks, DType dtype) {
     const auto backend = make_backend({.kind = DeviceKind::kCpu});
     Arena inputs(backend->device(), 1 << 24, "inputs"), saved(backend->device(), 1 << 20, "saved"),
         scratch(backend->device(), 1 << 24, "scratch");
-    const AttentionPlan plan = plan_attention(p.segments, layout, rank);
+    const AttentionPattern pattern;
+    const AttentionPlan plan = plan_attention(
+        {.segments = p.segments, .positions = {}, .layout = layout, .pattern = pattern}, rank);
+    const Mesh mesh(world, 1, ranks);
     Trace trace;
-    const StepContext ctx{*backend, saved, scratch, world, plan, trace};
+    const StepContext ctx{*backend, saved, scratch, mesh, {&plan, 1}, trace};
     const Shape q_row{p.q_heads, p.dim}, kv_row{p.kv_heads, p.dim};
     const auto put = [&](const std::vector<float>& x, Shape row) {
       return scatter(x, layout, rank, row, dtype, inputs, *backend);
@@ -97,12 +100,13 @@ Result run(const Problem& p, LayoutKind kind, int ranks, DType dtype) {
                                    inputs.take(DType::kF32, in.k.shape, "dk"),
                                    inputs.take(DType::kF32, in.v.shape, "dv")};
     const RingAttention ring;
-    world.reset_counters();
-    ring.forward(in, out, lse, ctx);
-    const RingBytes bytes = ring_bytes(plan, p.kv_heads, p.dim, dtype);
-    EXPECT_EQ(world.counters().total_bytes(), bytes.forward) << "rank " << rank;
-    ring.backward(in, out, lse, dout, grads, ctx);
-    EXPECT_EQ(world.counters().total_bytes(), bytes.forward + bytes.backward) << "rank " << rank;
+    ring.forward(in, out, lse, {}, ctx);
+    const AttentionBytes bytes =
+        attention_bytes("ring", plan, mesh.place(), {p.q_heads, p.kv_heads, p.dim, dtype}, false);
+    EXPECT_EQ(mesh.context_counters().total_bytes(), bytes.forward) << "rank " << rank;
+    ring.backward(in, out, lse, dout, {}, grads, ctx);
+    EXPECT_EQ(mesh.context_counters().total_bytes(), bytes.forward + bytes.backward)
+        << "rank " << rank;
     EXPECT_EQ(scratch.used(), 0u);
 
     std::vector<float> lse_rows(static_cast<std::size_t>(lse.numel()));

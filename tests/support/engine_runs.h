@@ -59,14 +59,14 @@ inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longes
   const auto& train = config.train();
   run_local_ranks(data * context, [&](Communicator& world) {
     const auto backend = make_backend({.kind = DeviceKind::kCpu});
-    const Mesh mesh(world, data, context);
+    const Mesh mesh(world, data, context,
+                    std::max(1, static_cast<int>(config.parallel().ulysses())));
     Trace trace;
     const ArenaSizes sizes = dry_run(config, world.rank(), world.size()).sizes;
     Engine engine(config, *backend, mesh, sizes, trace);
     engine.initialize();
     const std::int64_t rows = train.micro_batch(), length = train.sequence_length();
-    const auto layout =
-        SequenceLayout::make(layout_kind(config.parallel().layout()), rows, length, context);
+    const Sharding sharding = Sharding::from(config, mesh.place());
     const std::int64_t micro_batches = train.batch_tokens() / (length * rows * data);
     for (std::int64_t s = 0; s < train.steps(); ++s) {
       const Batch all =
@@ -85,7 +85,7 @@ inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longes
         b.labels = cut(all.labels);
         b.positions = cut(all.positions);
         b.segments = cut(all.segments);
-        mine.push_back(shard(b, layout, mesh.context_rank()));
+        mine.push_back(shard(b, sharding));
       }
       engine.train_step(mine, 1e-2, {});
       const StepResult r = engine.read_step();
