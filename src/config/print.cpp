@@ -141,7 +141,7 @@ std::string to_json(const RunConfig& config) { return json_object(config, ""); }
 
 std::string keys_text() {
   constexpr std::string_view kStageLayout = "curriculum.stages[].parallel.";  // as parallel.*
-  constexpr std::size_t kKey = 37, kType = 32, kDefault = 12;
+  constexpr std::size_t kKey = 40, kType = 32, kDefault = 12;
   std::string out = fmt::format("{:<{}}{:<{}}{:<{}}{}\n", "key", kKey, "value", kType, "default",
                                 kDefault, "meaning");
   for (const Key& key : all_keys()) {

@@ -247,8 +247,9 @@ bool ConfigReader::read_number_into(const YamlNode& node, Message& message, cons
   const auto in_range = [&](auto value) {
     if (!options.HasExtension(config::range)) return true;
     const Range range = parse_range(options.GetExtension(config::range));
-    return range.contains(value) || refuse(fmt::format("{} is out of range", found(node)),
-                                           fmt::format("a value {}", range.text()));
+    return range.contains(value) ||
+           refuse(fmt::format("{} is out of range", found(node)),
+                  fmt::format("a value {} ({})", range.text(), options.GetExtension(config::doc)));
   };
   if (node.quoted) {
     const std::string fix = "remove the quotes";

@@ -83,22 +83,49 @@ class Resolver {
 
   void resolve_parallel() {
     config::Parallel& parallel = *config_.mutable_parallel();
+    const bool alone = parallel.context() == 1;
+    constexpr const char* kLater = "chosen from the first batch when the run starts";
     if (parallel.attention() == "auto") {
-      parallel.set_attention("ring");
-      implied("parallel.attention", "ring");
+      if (alone) parallel.set_attention("ring");
+      implied("parallel.attention", "{}", alone ? "nothing to exchange on one rank" : kLater);
     }
     if (parallel.layout() == "auto") {
-      parallel.set_layout("zigzag");
-      implied("parallel.layout", "causal work in balance");
+      if (alone) parallel.set_layout("contiguous");
+      implied("parallel.layout", "{}", alone ? "one rank holds everything" : kLater);
     }
-    if (parallel.ulysses() == 0 && parallel.attention() == "ring") {
-      parallel.set_ulysses(1);
-      implied("parallel.ulysses", "a ring has no all-to-all ranks");
-    }
+    resolve_ulysses();
     if (parallel.attention_kernel() == "auto") {
       parallel.set_attention_kernel("own");
       implied("parallel.attention_kernel", "the only one built");
     }
+  }
+
+  void resolve_ulysses() {
+    config::Parallel& parallel = *config_.mutable_parallel();
+    const std::string& strategy = parallel.attention();
+    const std::int64_t context = parallel.context();
+    if (parallel.ulysses() != 0) return;
+    if (strategy == "ring" || strategy == "allgather") {
+      parallel.set_ulysses(1);
+      implied("parallel.ulysses", "{} has no all-to-all ranks", strategy);
+    } else if (strategy == "ulysses" && context > 0) {
+      parallel.set_ulysses(context);
+      implied("parallel.ulysses", "all context ranks");
+    } else if (strategy == "hybrid" && context > 0) {
+      const std::int64_t size =
+          context == 1 ? 1 : hybrid_ulysses(context, config_.model().num_attention_heads());
+      if (size == 0) return;  // for validate() to report
+      parallel.set_ulysses(size);
+      implied("parallel.ulysses", "the largest divisor of context and heads within a machine's 8");
+    }
+  }
+
+  // 0 where no number between 1 and `context` divides both.
+  static std::int64_t hybrid_ulysses(std::int64_t context, std::int64_t heads) {
+    constexpr std::int64_t kMostOnOneMachine = 8;
+    for (std::int64_t u = std::min(kMostOnOneMachine, context - 1); u > 1; --u)
+      if (context % u == 0 && heads % u == 0) return u;
+    return 0;
   }
 
   void resolve_batch() {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "config/rules.h"
 #include "config/schema.h"
 #include "config/suggest.h"
 
@@ -18,10 +19,10 @@ namespace pb = google::protobuf;
 
 namespace {
 
-class Validator {
+class Validator : private Rules {
  public:
   Validator(const LoadedConfig& loaded, const ValidateOptions& options)
-      : loaded_(loaded), config_(loaded.config), options_(options) {}
+      : Rules(loaded, options), config_(loaded.config), options_(options) {}
 
   std::vector<Issue> run() {
     check_built();
@@ -36,29 +37,10 @@ class Validator {
     check_data();
     check_evaluation();
     check_output_dir();
-    return std::move(issues_);
+    return take();
   }
 
  private:
-  Issue& add(const std::string& key, std::string what, std::string fix,
-             std::vector<std::string> also = {}) {
-    issues_.push_back({.key = key,
-                       .where = where(key),
-                       .what = std::move(what),
-                       .fix = std::move(fix),
-                       .also = std::move(also)});
-    return issues_.back();
-  }
-
-  // Where the key was given, or the file that lacks it.
-  std::string where(const std::string& key) const {
-    const auto origin = loaded_.origins.find(key);
-    if (origin == loaded_.origins.end()) return loaded_.file;
-    if (origin->second == "default" || origin->second.starts_with("implied"))
-      return fmt::format("{} ({})", loaded_.file, origin->second);
-    return origin->second;
-  }
-
   void check_built();
   void check_device();
   void check_names();
@@ -74,10 +56,8 @@ class Validator {
   void check_evaluation();
   void check_output_dir();
 
-  const LoadedConfig& loaded_;
   const RunConfig& config_;
   const ValidateOptions& options_;
-  std::vector<Issue> issues_;
 };
 
 // Values outside the schema's `built` list: known names whose feature this version lacks.
@@ -137,34 +117,21 @@ void Validator::check_model() {
   for (const Need& need : needs)
     if (!need.given) add(need.key, "is missing", "add it; configs/tiny.yaml shows a whole model");
   check_heads();
-  if (!model.layer_types().empty() && model.has_num_hidden_layers() &&
-      model.layer_types_size() != model.num_hidden_layers())
-    add("model.layer_types",
-        fmt::format("has {} entries for {} layers", model.layer_types_size(),
-                    model.num_hidden_layers()),
-        "give one entry per layer, or leave it out", {"model.num_hidden_layers"});
+  check_attention(*this);
 }
 
 void Validator::check_heads() {
   const config::Model& model = config_.model();
   const std::int64_t heads = model.num_attention_heads();
   const std::int64_t kv_heads = model.num_key_value_heads();
-  if (heads > 0 && kv_heads > 0 && heads % kv_heads != 0) {
-    std::vector<std::string> divisors;
-    for (std::int64_t n = 1; n <= std::min<std::int64_t>(heads, 1024); ++n)
-      if (heads % n == 0) divisors.push_back(fmt::format("{}", n));
-    if (divisors.size() > 8) divisors.resize(8);
+  if (heads > 0 && kv_heads > 0 && heads % kv_heads != 0)
     add("model.num_key_value_heads",
         fmt::format("{} does not divide num_attention_heads {}", kv_heads, heads),
-        fmt::format("use {}", join_or(divisors)), {"model.num_attention_heads"});
-  }
+        fmt::format("use {}", one_of(divisors_of(heads))), {"model.num_attention_heads"});
   if (!model.has_head_dim() && heads > 0 && model.hidden_size() > 0)
     add("model.num_attention_heads",
         fmt::format("{} does not divide hidden_size {}", heads, model.hidden_size()),
         "change one of the two, or give model.head_dim", {"model.hidden_size", "model.head_dim"});
-  if (model.has_head_dim() && model.head_dim() % 2 != 0 && model.position() == "rope")
-    add("model.head_dim", fmt::format("{} is odd, and rope rotates pairs", model.head_dim()),
-        "make head_dim even", {"model.hidden_size", "model.num_attention_heads", "model.position"});
 }
 
 void Validator::check_mesh() {
@@ -251,18 +218,11 @@ void Validator::check_schedule() {
         "for a real run shorten one, or use a share such as 10%",
         {"schedule.warmup", "train.steps", "train.tokens"})
         .note = true;
-  // A value that nothing reads: a mistake when typed for this run, worth a word when in the file.
-  const auto unread = [&](const char* key, const char* reader) {
-    const auto origin = loaded_.origins.find(key);
-    const bool typed = origin != loaded_.origins.end() && origin->second == "command line";
-    add(key, fmt::format("is read by {} only, and schedule.type is {}", reader, schedule.type()),
-        "leave it out, or change schedule.type", {"schedule.type"})
-        .note = !typed;
-  };
   const config::Schedule defaults;
-  if (!wsd && schedule.decay() != defaults.decay()) unread("schedule.decay", "wsd");
+  if (!wsd && schedule.decay() != defaults.decay())
+    add_unread("schedule.decay", "wsd", "schedule.type", schedule.type());
   if (schedule.type() == "constant" && schedule.min_lr_ratio() != defaults.min_lr_ratio())
-    unread("schedule.min_lr_ratio", "cosine, linear and wsd");
+    add_unread("schedule.min_lr_ratio", "cosine, linear and wsd", "schedule.type", schedule.type());
 }
 
 void Validator::check_optimizer() {

@@ -12,10 +12,11 @@ struct ValidateOptions {
   int num_ranks = 1;  // 0: natural_ranks() (check_config and load_resolved only)
   bool need_files =
       true;  // absent data or device is an error (train), not a note (config, dry run)
+  bool trains = true;  // false: masks are looked at only, so those that training refuses may pass
 };
 
 // Fills what other keys and the number of ranks imply. After it no field that the trainer reads is
-// unset or auto; the origin of each filled key reads "implied: ...". What cannot be resolved is
+// unset or auto, but for parallel.attention and parallel.layout; the origin of each filled key reads "implied: ...". What cannot be resolved is
 // left for validate() to report. The rules, in their order:
 //
 //   output_dir                  runs/<name>
@@ -24,9 +25,12 @@ struct ValidateOptions {
 //   optimizer.betas             [0.9, 0.95]
 //   parallel.context auto       ranks / parallel.data; both auto: all ranks share each sequence
 //   parallel.data auto          ranks / parallel.context
-//   parallel.attention auto     ring
-//   parallel.layout auto        zigzag (causal work in balance; the same as contiguous on one rank)
-//   parallel.ulysses auto       1 (no all-to-all ranks in a ring)
+//   parallel.attention auto     ring on one context rank; else it stays auto: the run chooses from
+//                               its first batch (train/auto_sharding.h)
+//   parallel.layout auto        contiguous on one context rank; else likewise
+//   parallel.ulysses auto       ring, allgather: 1; ulysses: parallel.context; hybrid: the largest
+//                               number below parallel.context, at most 8, that divides it and
+//                               num_attention_heads; attention auto: stays auto
 //   parallel.attention_kernel auto   own
 //   train.batch_tokens          one sequence per data rank
 //   train.micro_batch auto      the largest divisor of the sequences per data rank whose tokens are

@@ -54,11 +54,52 @@ TEST(Resolve, Mesh) {
   EXPECT_EQ(resolved({"parallel.context=auto"}, 4).parallel().context(), 4);
   EXPECT_EQ(resolved({"parallel.context=auto"}, 4).parallel().data(), 1);
   EXPECT_EQ(resolved({"parallel.context=auto", "parallel.data=2"}, 4).parallel().context(), 2);
-  const RunConfig c = resolved({"parallel.attention=auto", "parallel.layout=auto"});
+  const RunConfig c = resolved({});
   EXPECT_EQ(c.parallel().attention(), "ring");
   EXPECT_EQ(c.parallel().layout(), "zigzag");
   EXPECT_EQ(c.parallel().attention_kernel(), "own");
   EXPECT_EQ(c.parallel().ulysses(), 1);
+}
+
+TEST(Resolve, AutomaticShardingWaitsForTheData) {
+  const std::vector<std::string> both = {"parallel.attention=auto", "parallel.layout=auto"};
+  const LoadResult result = check(both);
+  EXPECT_EQ(errors(result), "");
+  EXPECT_EQ(result.loaded.config.parallel().attention(), "auto");
+  EXPECT_EQ(result.loaded.config.parallel().layout(), "auto");
+  EXPECT_EQ(result.loaded.config.parallel().ulysses(), 0);
+  EXPECT_NE(result.loaded.origins.at("parallel.layout").find("from the first batch"),
+            std::string::npos);
+  std::vector<std::string> alone = both;
+  alone.emplace_back("parallel.context=1");
+  const RunConfig c = resolved(alone, 1);
+  EXPECT_EQ(c.parallel().attention(), "ring");
+  EXPECT_EQ(c.parallel().layout(), "contiguous");
+  EXPECT_EQ(c.parallel().ulysses(), 1);
+}
+
+TEST(Resolve, UlyssesSize) {
+  const auto size = [](const char* strategy, int context, int heads) {
+    return resolved({std::string("parallel.attention=") + strategy,
+                     "parallel.context=" + std::to_string(context),
+                     "model.num_attention_heads=" + std::to_string(heads),
+                     "model.num_key_value_heads=2", "model.head_dim=32"},
+                    context)
+        .parallel()
+        .ulysses();
+  };
+  EXPECT_EQ(size("ring", 4, 4), 1);
+  EXPECT_EQ(size("allgather", 4, 4), 1);
+  EXPECT_EQ(size("ulysses", 4, 4), 4);
+  EXPECT_EQ(size("hybrid", 4, 4), 2);
+  EXPECT_EQ(size("hybrid", 8, 24), 4);
+  EXPECT_EQ(size("hybrid", 64, 64), 8) << "at most the ranks of a machine";
+  EXPECT_EQ(size("hybrid", 12, 6), 6);
+  EXPECT_EQ(size("hybrid", 1, 4), 1);
+  EXPECT_EQ(resolved({"parallel.context=4", "parallel.attention=hybrid", "parallel.ulysses=2"}, 4)
+                .parallel()
+                .ulysses(),
+            2);
 }
 
 TEST(Resolve, Batch) {
@@ -153,6 +194,81 @@ TEST(Validate, Rules) {
        "data.validation",
        {"evaluation.every is 5"}},
       {{"name=a/b"}, 2, "name", {"outside runs/"}},
+      {{"model.head_dim=33", "model.position=xpos"}, 2, "model.head_dim", {"xpos rotates pairs"}},
+      {{"model.attention_sinks=4"}, 2, "model.attention_sinks", {"sliding_window is 0", "4k"}},
+      {{"model.sliding_window=0", "model.layer_types=[full_attention, sliding_attention]"},
+       2,
+       "model.layer_types",
+       {"no window to slide", "sliding_window: 4k"}},
+      {{"model.sparse_attention={type: bigbird}",
+        "model.layer_types=[full_attention, "
+        "full_attention]"},
+       2,
+       "model.layer_types",
+       {"every layer's", "sparse_attention.type: none"}},
+      {{"model.sparse_attention.type=bigbird", "model.sliding_window=64"},
+       2,
+       "model.sparse_attention.type",
+       {"a pattern of its own", "sliding_window: 0"}},
+      {{"model.sparse_attention.type=dilated"},
+       2,
+       "model.sparse_attention.segment_lengths",
+       {"0 entries", "[2k, 4k, 8k]"}},
+      {{"model.sparse_attention={type: dilated, segment_lengths: [64], dilations: [1, 2]}"},
+       2,
+       "model.sparse_attention.segment_lengths",
+       {"1 entries and dilations 2"}},
+      {{"model.sparse_attention={type: dilated, segment_lengths: [64, 100], dilations: [1, 3]}"},
+       2,
+       "model.sparse_attention.segment_lengths",
+       {"entry 2", "not a multiple of its dilation 3", "99 or 102"}},
+      {{"model.sparse_attention.type=s2"},
+       2,
+       "model.sparse_attention.group_size",
+       {"is missing", "2k"}},
+      {{"model.sparse_attention={type: s2, group_size: 65}"},
+       2,
+       "model.sparse_attention.group_size",
+       {"odd", "64 or 66"}},
+      {{"model.sparse_attention={type: s2, group_size: 64}", "model.num_key_value_heads=1"},
+       2,
+       "model.num_key_value_heads",
+       {"odd", "even number"}},
+      {{"model.sparse_attention.group_size=64"},
+       2,
+       "model.sparse_attention.group_size",
+       {"read by s2 only", "is none"}},
+      {{"model.xpos_scale_base=256"}, 2, "model.xpos_scale_base", {"read by xpos only"}},
+      {{"model.position=alibi", "model.rope.theta=500000"},
+       2,
+       "model.rope.theta",
+       {"read by rope and xpos only"}},
+      {{"model.is_causal=false"}, 2, "model.is_causal", {"next-token", "inspect attention"}},
+      {{"parallel.ulysses=2"}, 2, "parallel.ulysses", {"parallel.attention is ring", "hybrid"}},
+      {{"parallel.ulysses=2", "parallel.attention=auto"},
+       2,
+       "parallel.ulysses",
+       {"parallel.attention is auto", "hybrid"}},
+      {{"parallel.attention=ulysses", "parallel.context=3"},
+       3,
+       "parallel.ulysses",
+       {"3 context ranks do not divide num_attention_heads 4", "1, 2 or 4", "allgather"}},
+      {{"parallel.attention=ulysses", "parallel.context=4", "parallel.ulysses=2"},
+       4,
+       "parallel.ulysses",
+       {"takes them all", "auto: 4", "hybrid"}},
+      {{"parallel.attention=hybrid", "parallel.context=4", "parallel.ulysses=3"},
+       4,
+       "parallel.ulysses",
+       {"3 does not divide parallel.context 4", "1, 2 or 4", "ring or allgather"}},
+      {{"parallel.attention=hybrid", "parallel.context=6", "parallel.ulysses=3"},
+       6,
+       "parallel.ulysses",
+       {"3 does not divide num_attention_heads 4", "use 1 or 2"}},
+      {{"parallel.attention=hybrid", "parallel.context=3"},
+       3,
+       "parallel.ulysses",
+       {"auto finds no size", "ring or allgather"}},
       {{"name=''"}, 2, "name", {"empty"}},
       {{"output_dir=''"}, 2, "output_dir", {"empty"}},
   };
@@ -172,18 +288,11 @@ TEST(Validate, Rules) {
 TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
   const std::pair<const char*, const char*> cases[] = {
       {"model.from=/some/dir", "model.from"},
-      {"model.position=alibi", "use rope"},
-      {"model.sliding_window=4k", "use 0"},
-      {"model.attention_sinks=4", "use 0"},
-      {"model.layer_types=[full_attention, sliding_attention]", "use full_attention"},
-      {"model.sparse_attention.type=dilated", "use none"},
+      {"model.position=learned", "use rope, alibi, xpos or none"},
       {"model.rope.scaling.type=yarn", "use none"},
       {"model.rope.scaling.factor=2", "leave"},
       {"data.packing=best_fit", "use concat"},
       {"train.recompute=offload", "full+attention"},
-      {"parallel.attention=ulysses", "auto or ring"},
-      {"parallel.ulysses=2", "auto or 1"},
-      {"parallel.layout=striped", "contiguous or zigzag"},
       {"parallel.zero=1", "use 0"},
       {"parallel.attention_kernel=cudnn", "auto or own"},
       {"parallel.deterministic=false", "use true"},
@@ -200,6 +309,67 @@ TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
     EXPECT_NE(text.find(words), std::string::npos) << override_text << "\n" << text;
     EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2) << override_text << "\n" << text;
   }
+}
+
+TEST(Validate, MasksThatTrainingRefusesMayBeLookedAt) {
+  const auto look = [](std::vector<std::string> overrides) {
+    return errors(check_config(read_config(kGood, "a.yaml", overrides),
+                               {.num_ranks = 2, .need_files = false, .trains = false}));
+  };
+  EXPECT_EQ(look({"model.is_causal=false"}), "");
+  EXPECT_EQ(look({"model.is_causal=false", "model.sliding_window=64"}), "");
+  const std::pair<std::vector<std::string>, const char*> cases[] = {
+      {{"model.is_causal=false", "model.position=alibi"}, "model.position"},
+      {{"model.is_causal=false", "model.position=xpos"}, "model.position"},
+      {{"model.is_causal=false", "model.sliding_window=64", "model.attention_sinks=4"},
+       "model.attention_sinks"},
+      {{"model.is_causal=false", "model.sparse_attention={type: s2, group_size: 64}"},
+       "model.sparse_attention.type"},
+  };
+  for (const auto& [overrides, key] : cases) {
+    const std::string text = look(overrides);
+    EXPECT_NE(text.find(std::string(key) + ":"), std::string::npos) << text;
+    EXPECT_NE(text.find("is_causal: true"), std::string::npos) << text;
+    EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2) << text;
+  }
+}
+
+TEST(Validate, MasksAndStrategiesThatRun) {
+  const std::vector<std::string> cases[] = {
+      {"model.sliding_window=64"},
+      {"model.sliding_window=64", "model.attention_sinks=4"},
+      {"model.sliding_window=64", "model.layer_types=[full_attention, sliding_attention]"},
+      {"model.position=alibi"},
+      {"model.position=none"},
+      {"model.position=xpos", "model.xpos_scale_base=256", "model.rope.theta=500000"},
+      {"model.sparse_attention={type: dilated, segment_lengths: [64, 128], dilations: [1, 2]}"},
+      {"model.sparse_attention={type: bigbird, block_size: 32, random_blocks: 1}"},
+      {"model.sparse_attention={type: s2, group_size: 1k}"},
+      {"parallel.attention=allgather"},
+      {"parallel.attention=ulysses"},
+      {"parallel.attention=hybrid", "parallel.ulysses=2"},
+      {"parallel.layout=striped"},
+      {"parallel.layout=balanced"},
+  };
+  for (const std::vector<std::string>& overrides : cases)
+    EXPECT_EQ(errors(check(overrides)), "") << overrides[0];
+}
+
+TEST(Validate, AWindowThatNoLayerReadsIsANote) {
+  const LoadResult result =
+      check({"model.sliding_window=64", "model.layer_types=[full_attention, full_attention]"});
+  EXPECT_EQ(errors(result), "");
+  std::string notes;
+  for (const Issue& issue : result.issues) notes += to_text(issue) + "\n";
+  EXPECT_NE(notes.find("layer_types has none"), std::string::npos) << notes;
+}
+
+TEST(Validate, WindowsThatAreNoNumberOfTokens) {
+  for (const char* value : {"-1", "-4k", "1.5", "wide"}) {
+    const std::string text = errors(check({std::string("model.sliding_window=") + value}));
+    EXPECT_NE(text.find("model.sliding_window:"), std::string::npos) << text;
+  }
+  EXPECT_NE(errors(check({"model.sliding_window=-1"})).find("0: no window"), std::string::npos);
 }
 
 TEST(Validate, WhatFollowsFromAnEarlierIssueIsNotReported) {
