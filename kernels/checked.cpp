@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/contract.h"
+#include "kernels/visible_pairs.h"
 
 namespace farspan {
 namespace {
@@ -32,6 +33,9 @@ class Checked final : public Kernels {
   void attention_forward(const AttentionForwardArgs&, Stream&) override;
   void attention_delta(const AttentionDeltaArgs&, Stream&) override;
   void attention_backward(const AttentionBackwardArgs&, Stream&) override;
+  void copy_2d(const Copy2dArgs&, Stream&) override;
+  void exact_add(const ExactAddArgs&, Stream&) override;
+  void exact_read(const ExactReadArgs&, Stream&) override;
 
  private:
   Contract contract(std::string_view op) const { return {op, device_}; }
@@ -286,18 +290,44 @@ void Checked::adamw(const AdamWArgs& args, Stream& stream) {
 
 // ---- attention ------------------------------------------------------------------------------
 
-void check_slices(const Contract& rule, std::span<const AttentionSlice> slices, std::int64_t tq,
-                  std::int64_t tk) {
+// Slopes (Hq) and decay (D / 2). xPos shrinks what is far by products that grow what lies ahead:
+// those would overflow, so every visible key must lie at its query or before.
+void check_bias(const Contract& rule, const PositionBias& bias, const Tensor& q,
+                std::span<const AttentionSlice> slices) {
+  if (!bias.any()) return;
+  rule.require(bias.position_stride >= 1, "the position stride is below 1");
+  if (bias.slopes.defined()) rule.shaped(bias.slopes, "slopes", DType::kF32, {q.shape[1]});
+  if (!bias.decay.defined()) return;
+  rule.require(q.shape[2] % 2 == 0, "xPos needs an even head dimension");
+  rule.shaped(bias.decay, "decay", DType::kF32, {q.shape[2] / 2});
+  for (const AttentionSlice& s : slices) {
+    if (visible_pairs(s) == 0) continue;
+    const std::int64_t shortest = shortest_distance(s, bias.position_stride);
+    if (shortest < 0)
+      rule.fail(
+          fmt::format("slice q [{}, +{}) k [{}, +{}) shows keys {} positions after a query, where "
+                      "the decay of xPos would grow without bound; use a causal mask",
+                      s.q_begin, s.q_len, s.k_begin, s.k_len, -shortest));
+  }
+}
+
+void check_slices(const Contract& rule, std::span<const AttentionSlice> slices, const Tensor& q,
+                  const Tensor& k, const PositionBias& bias) {
+  const std::int64_t tq = q.shape[0], tk = k.shape[0], heads = k.shape[1];
   for (const AttentionSlice& s : slices) {
     const bool inside = s.q_begin >= 0 && s.q_len >= 0 && s.q_begin + s.q_len <= tq &&
                         s.k_begin >= 0 && s.k_len >= 0 && s.k_begin + s.k_len <= tk;
     const bool windowed = s.kind == MaskKind::kBand || s.kind == MaskKind::kInverseCausal;
-    if (inside && (!windowed || s.window > 0)) continue;
-    rule.fail(
-        fmt::format("slice q [{}, +{}) k [{}, +{}) window {} does not fit {} queries and {} "
-                    "keys",
-                    s.q_begin, s.q_len, s.k_begin, s.k_len, s.window, tq, tk));
+    if (!inside || (windowed && s.window <= 0))
+      rule.fail(fmt::format(
+          "slice q [{}, +{}) k [{}, +{}) window {} does not fit {} queries and {} keys", s.q_begin,
+          s.q_len, s.k_begin, s.k_len, s.window, tq, tk));
+    const HeadRange& range = s.kv_heads;
+    if (range.begin < 0 || range.begin >= heads || range.end <= range.begin)
+      rule.fail(fmt::format("slice q [{}, +{}) k [{}, +{}) is for KV heads [{}, {}) of {}",
+                            s.q_begin, s.q_len, s.k_begin, s.k_len, range.begin, range.end, heads));
   }
+  check_bias(rule, bias, q, slices);
 }
 
 // q (Tq, Hq, D), k and v (Tk, Hkv, D) of one compute dtype, which is returned.
@@ -333,7 +363,7 @@ void Checked::attention_forward(const AttentionForwardArgs& args, Stream& stream
     rule.apart(args.lse, "lse", inputs);
     rule.apart(args.lse, "lse", {{args.acc, "acc"}});
   }
-  check_slices(rule, args.slices, args.q.shape[0], args.k.shape[0]);
+  check_slices(rule, args.slices, args.q, args.k, args.bias);
   inner_->attention_forward(args, stream);
 }
 
@@ -365,8 +395,80 @@ void Checked::attention_backward(const AttentionBackwardArgs& args, Stream& stre
   rule.apart(args.dv, "dv", inputs);
   rule.apart(args.dq, "dq", {{args.dk, "dk"}, {args.dv, "dv"}});
   rule.apart(args.dk, "dk", {{args.dv, "dv"}});
-  check_slices(rule, args.slices, args.q.shape[0], args.k.shape[0]);
+  check_slices(rule, args.slices, args.q, args.k, args.bias);
   inner_->attention_backward(args, stream);
+}
+
+// ---- copies between layouts, exact sums -----------------------------------------------------
+
+// The elements from the first to the last that a call touches, as a flat tensor.
+Tensor touched(const Contract& rule, const Tensor& t, std::string_view name, std::int64_t begin,
+               std::int64_t stride, std::int64_t rows, std::int64_t cols) {
+  if (rows == 0 || cols == 0) return {};
+  const std::int64_t end = begin + (rows - 1) * stride + cols;
+  if (begin < 0 || stride < 0 || end > t.numel())
+    rule.fail(fmt::format("{} rows of {} at {} with stride {} do not fit {} {}", rows, cols, begin,
+                          stride, name, t.to_string()));
+  return t.view({t.numel()}).rows(begin, end - begin);
+}
+
+void Checked::copy_2d(const Copy2dArgs& args, Stream& stream) {
+  const Contract rule = contract("copy_2d");
+  rule.present(args.src, "src");
+  rule.present(args.dst, "dst");
+  rule.require(args.rows >= 0 && args.cols >= 0, "negative rows or cols");
+  rule.require(
+      args.src.dtype == args.dst.dtype || (is_float(args.src.dtype) && is_float(args.dst.dtype)),
+      "dtypes differ and are not f32 and bf16");
+  rule.require(args.mode == GradMode::kOverwrite ||
+                   (args.dst.dtype == DType::kF32 && is_float(args.src.dtype)),
+               "accumulation needs an f32 dst and a src of f32 or bf16");
+  rule.require(args.rows <= 1 || args.dst_stride >= args.cols, "rows of dst overlap");
+  const Tensor from =
+      touched(rule, args.src, "src", args.src_begin, args.src_stride, args.rows, args.cols);
+  const Tensor to =
+      touched(rule, args.dst, "dst", args.dst_begin, args.dst_stride, args.rows, args.cols);
+  rule.apart(to, "dst", {{from, "src"}});
+  inner_->copy_2d(args, stream);
+}
+
+void check_sum(const Contract& rule, const ExactSum& sum) {
+  rule.shaped(sum.high, "high", DType::kI64, sum.high.shape);
+  rule.shaped(sum.low, "low", DType::kI64, sum.high.shape);
+  rule.shaped(sum.invalid, "invalid", DType::kI64, {1});
+  rule.apart(sum.high, "high", {{sum.low, "low"}, {sum.invalid, "invalid"}});
+  rule.apart(sum.low, "low", {{sum.invalid, "invalid"}});
+}
+
+void Checked::exact_add(const ExactAddArgs& args, Stream& stream) {
+  const Contract rule = contract("exact_add");
+  rule.present(args.src, "src");
+  rule.require(is_float(args.src.dtype) || args.src.dtype == DType::kF64,
+               "src is neither f32, bf16 nor f64");
+  check_sum(rule, args.sum);
+  if (args.ids.defined()) {
+    rule.dims(args.src, "src", 2);
+    rule.shaped(args.ids, "ids", DType::kI32, {args.src.shape[0]});
+    rule.require(args.src.shape[1] == 0 || args.sum.high.numel() % args.src.shape[1] == 0,
+                 "the sum is not made of rows of src");
+  } else {
+    rule.require(args.src.numel() == args.sum.high.numel(), "src and sum differ in size");
+  }
+  for (const Tensor& half : {args.sum.high, args.sum.low, args.sum.invalid})
+    rule.apart(half, "the sum", {{args.src, "src"}, {args.ids, "ids"}});
+  inner_->exact_add(args, stream);
+}
+
+void Checked::exact_read(const ExactReadArgs& args, Stream& stream) {
+  const Contract rule = contract("exact_read");
+  check_sum(rule, args.sum);
+  rule.present(args.dst, "dst");
+  rule.require(args.dst.dtype == DType::kF32 || args.dst.dtype == DType::kF64,
+               "dst is neither f32 nor f64");
+  rule.require(args.dst.numel() == args.sum.high.numel(), "dst and sum differ in size");
+  rule.apart(args.dst, "dst",
+             {{args.sum.high, "high"}, {args.sum.low, "low"}, {args.sum.invalid, "invalid"}});
+  inner_->exact_read(args, stream);
 }
 
 }  // namespace

@@ -34,6 +34,9 @@ class Kernels {
   virtual void attention_forward(const AttentionForwardArgs&, Stream&) = 0;
   virtual void attention_delta(const AttentionDeltaArgs&, Stream&) = 0;
   virtual void attention_backward(const AttentionBackwardArgs&, Stream&) = 0;
+  virtual void copy_2d(const Copy2dArgs&, Stream&) = 0;
+  virtual void exact_add(const ExactAddArgs&, Stream&) = 0;
+  virtual void exact_read(const ExactReadArgs&, Stream&) = 0;
 };
 
 }  // namespace farspan

@@ -67,6 +67,40 @@ void CpuKernels::copy(const CopyArgs& args, Stream&) {
   });
 }
 
+// Elements [col, col + n) of row `row`, by dtypes and mode.
+void CpuKernels::Impl::copy_part(const Copy2dArgs& args, std::int64_t row, std::int64_t col,
+                                 std::int64_t n) const {
+  const std::int64_t from = args.src_begin + row * args.src_stride + col;
+  const std::int64_t to = args.dst_begin + row * args.dst_stride + col;
+  const bool narrow = args.src.dtype == DType::kBF16;
+  if (args.mode == GradMode::kAccumulate) {
+    if (narrow)
+      rows.bf16.accumulate(raw<float>(args.dst) + to, raw<std::uint16_t>(args.src) + from, n);
+    else
+      rows.f32.accumulate(raw<float>(args.dst) + to, raw<float>(args.src) + from, n);
+  } else if (args.src.dtype == args.dst.dtype) {
+    const auto size = static_cast<std::int64_t>(size_of(args.src.dtype));
+    std::memcpy(args.dst.data + to * size, args.src.data + from * size,
+                static_cast<std::size_t>(n * size));
+  } else if (narrow) {
+    rows.widen(raw<std::uint16_t>(args.src) + from, raw<float>(args.dst) + to, n);
+  } else {
+    rows.narrow(raw<float>(args.src) + from, raw<std::uint16_t>(args.dst) + to, n);
+  }
+}
+
+// Cut by elements, not rows: there may be few long rows, or many short ones.
+void CpuKernels::copy_2d(const Copy2dArgs& args, Stream&) {
+  impl_->over_elements(args.rows * args.cols, [&](std::int64_t begin, std::int64_t end) {
+    while (begin < end) {
+      const std::int64_t row = begin / args.cols, col = begin % args.cols;
+      const std::int64_t n = std::min(args.cols - col, end - begin);
+      impl_->copy_part(args, row, col, n);
+      begin += n;
+    }
+  });
+}
+
 void CpuKernels::fill(const FillArgs& args, Stream&) {
   const Tensor& dst = args.dst;
   const auto as_float = static_cast<float>(args.value);

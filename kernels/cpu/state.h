@@ -34,6 +34,29 @@ struct CpuKernels::Impl {
     const std::int64_t grain = std::max<std::int64_t>(1, kGrain / std::max<std::int64_t>(1, width));
     parallel_for(config.num_threads, num_rows, grain, body);
   }
+  // Rows (tokens, c) that are added to rows of a table, chosen by an id each: columns [begin, end)
+  // of the tokens whose id is `id` modulo `num_ids`.
+  struct Part {
+    std::int64_t begin, end, id, num_ids;
+  };
+  // Cut into columns, and into ids where columns are too few: a part walks all tokens in ascending
+  // order, so each element of the table is summed by one thread in one order.
+  template <typename Body>
+  void over_parts(std::int64_t tokens, std::int64_t c, const Body& body) const {
+    constexpr std::int64_t kMinColumns = 64;
+    const std::int64_t threads = tokens * c < kGrain ? 1 : config.num_threads;
+    const std::int64_t column_parts = std::clamp<std::int64_t>(c / kMinColumns, 1, threads);
+    const std::int64_t id_parts = std::max<std::int64_t>(1, threads / column_parts);
+    parallel_for(
+        static_cast<int>(threads), column_parts * id_parts, 1,
+        [&](std::int64_t first, std::int64_t last) {
+          for (std::int64_t i = first; i < last; ++i)
+            body(Part{c * (i % column_parts) / column_parts,
+                      c * (i % column_parts + 1) / column_parts, i / column_parts, id_parts});
+        });
+  }
+
+  void copy_part(const Copy2dArgs& args, std::int64_t row, std::int64_t col, std::int64_t n) const;
 
   CpuConfig config;
   const RowOps& rows;

@@ -89,31 +89,19 @@ void CpuKernels::embedding_forward(const EmbeddingForwardArgs& args, Stream&) {
   });
 }
 
-// Work is cut into columns, and into ids where columns are too few; a piece walks all tokens in
-// ascending order, so each element of dtable is summed by one thread in one order.
 void CpuKernels::embedding_backward(const EmbeddingBackwardArgs& args, Stream&) {
-  constexpr std::int64_t kMinColumns = 64;
   check_not_negative(args.ids, "token id");
   check_below(args.ids, args.dtable.shape[0], "token id");
   const std::int32_t* ids = args.ids.ptr<std::int32_t>();
   const std::int64_t tokens = args.ids.numel();
   const std::int64_t c = args.dtable.shape[1];
-  const std::int64_t threads = tokens * c < kGrain ? 1 : impl_->config.num_threads;
-  const std::int64_t column_parts = std::clamp<std::int64_t>(c / kMinColumns, 1, threads);
-  const std::int64_t id_parts = std::max<std::int64_t>(1, threads / column_parts);
   by_dtype(args.dout.dtype, impl_->rows, [&]<typename T>(T, const TypedRowOps<T>& ops) {
-    parallel_for(static_cast<int>(threads), column_parts * id_parts, 1,
-                 [&](std::int64_t first, std::int64_t last) {
-                   for (std::int64_t part = first; part < last; ++part) {
-                     const std::int64_t id_part = part / column_parts;
-                     const std::int64_t begin = c * (part % column_parts) / column_parts;
-                     const std::int64_t end = c * (part % column_parts + 1) / column_parts;
-                     for (std::int64_t t = 0; t < tokens; ++t)
-                       if (ids[t] % id_parts == id_part)
-                         ops.accumulate(args.dtable.ptr<float>() + ids[t] * c + begin,
-                                        raw<T>(args.dout) + t * c + begin, end - begin);
-                   }
-                 });
+    impl_->over_parts(tokens, c, [&](const Impl::Part& part) {
+      for (std::int64_t t = 0; t < tokens; ++t)
+        if (ids[t] % part.num_ids == part.id)
+          ops.accumulate(args.dtable.ptr<float>() + ids[t] * c + part.begin,
+                         raw<T>(args.dout) + t * c + part.begin, part.end - part.begin);
+    });
   });
 }
 

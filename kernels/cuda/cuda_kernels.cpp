@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/exact.h"
 
 namespace farspan::cuda {
 namespace {
@@ -33,6 +34,9 @@ constexpr std::array kStates{
     FARSPAN_STATE(attention_forward),
     FARSPAN_STATE(attention_delta),
     FARSPAN_STATE(attention_backward),
+    FARSPAN_STATE(copy_2d),
+    FARSPAN_STATE(exact_add),
+    FARSPAN_STATE(exact_read),
 };
 #undef FARSPAN_STATE
 
@@ -65,6 +69,15 @@ void CudaKernels::swiglu_backward(const SwiGluBackwardArgs& args, Stream& stream
 }
 void CudaKernels::adamw(const AdamWArgs& args, Stream& stream) {
   cuda::adamw(args, native(stream));
+}
+void CudaKernels::copy_2d(const Copy2dArgs& args, Stream& stream) {
+  cuda::copy_2d(args, native(stream));
+}
+void CudaKernels::exact_add(const ExactAddArgs& args, Stream& stream) {
+  cuda::exact_add(args, native(stream));
+}
+void CudaKernels::exact_read(const ExactReadArgs& args, Stream& stream) {
+  cuda::exact_read(args, native(stream));
 }
 
 }  // namespace farspan::cuda

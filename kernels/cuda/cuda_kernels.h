@@ -27,6 +27,9 @@ class CudaKernels : public Kernels {
   void swiglu_forward(const SwiGluForwardArgs&, Stream&) override;
   void swiglu_backward(const SwiGluBackwardArgs&, Stream&) override;
   void adamw(const AdamWArgs&, Stream&) override;
+  void copy_2d(const Copy2dArgs&, Stream&) override;
+  void exact_add(const ExactAddArgs&, Stream&) override;
+  void exact_read(const ExactReadArgs&, Stream&) override;
 
  private:
   Matmul matmul_;

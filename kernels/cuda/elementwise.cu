@@ -19,6 +19,32 @@ __global__ void widen_kernel(const bf16* src, float* dst, std::int64_t n) {
   for (std::int64_t i = first_index(); i < n; i += stride()) dst[i] = __bfloat162float(src[i]);
 }
 
+__device__ __forceinline__ void store(float* dst, float x) { *dst = x; }
+__device__ __forceinline__ void store(bf16* dst, float x) { *dst = rounded(x); }
+
+struct Rows2d {
+  std::int64_t cols, src_stride, dst_stride, n;
+};
+
+// Elements of one size, whatever they are.
+template <typename T>
+__global__ void copy_rows_kernel(const T* src, T* dst, Rows2d r) {
+  for (std::int64_t i = first_index(); i < r.n; i += stride()) {
+    const std::int64_t row = i / r.cols, col = i % r.cols;
+    dst[row * r.dst_stride + col] = src[row * r.src_stride + col];
+  }
+}
+
+template <typename From, typename To>
+__global__ void convert_rows_kernel(const From* src, To* dst, bool accumulate, Rows2d r) {
+  for (std::int64_t i = first_index(); i < r.n; i += stride()) {
+    const std::int64_t row = i / r.cols, col = i % r.cols;
+    To* const to = dst + row * r.dst_stride + col;
+    const float x = to_float(src[row * r.src_stride + col]);
+    store(to, accumulate ? to_float(*to) + x : x);
+  }
+}
+
 template <typename T>
 __global__ void fill_kernel(T* dst, T value, std::int64_t n) {
   for (std::int64_t i = first_index(); i < n; i += stride()) dst[i] = value;
@@ -128,6 +154,46 @@ void copy(const CopyArgs& args, cudaStream_t stream) {
                   "copy of {} to {}", name_of(args.src.dtype), name_of(args.dst.dtype));
     widen_kernel<<<grid_of(n), kBlock, 0, stream>>>(data<bf16>(args.src), data<float>(args.dst), n);
   }
+  FARSPAN_CUDA(cudaGetLastError());
+}
+
+namespace {
+
+template <typename T>
+void launch_copy_rows(const Copy2dArgs& args, const Rows2d& shape, cudaStream_t stream) {
+  copy_rows_kernel<<<grid_of(shape.n), kBlock, 0, stream>>>(
+      data<T>(args.src) + args.src_begin, data<T>(args.dst) + args.dst_begin, shape);
+}
+
+template <typename From, typename To>
+void launch_convert_rows(const Copy2dArgs& args, const Rows2d& shape, cudaStream_t stream) {
+  convert_rows_kernel<<<grid_of(shape.n), kBlock, 0, stream>>>(
+      data<From>(args.src) + args.src_begin, data<To>(args.dst) + args.dst_begin,
+      args.mode == GradMode::kAccumulate, shape);
+}
+
+}  // namespace
+
+void copy_2d(const Copy2dArgs& args, cudaStream_t stream) {
+  const Rows2d shape{args.cols, args.src_stride, args.dst_stride, args.rows * args.cols};
+  if (shape.n == 0) return;
+  const bool narrow = args.src.dtype == DType::kBF16;
+  if (args.mode == GradMode::kAccumulate && narrow)
+    launch_convert_rows<bf16, float>(args, shape, stream);
+  else if (args.mode == GradMode::kAccumulate)
+    launch_convert_rows<float, float>(args, shape, stream);
+  else if (args.src.dtype != args.dst.dtype && narrow)
+    launch_convert_rows<bf16, float>(args, shape, stream);
+  else if (args.src.dtype != args.dst.dtype)
+    launch_convert_rows<float, bf16>(args, shape, stream);
+  else if (size_of(args.src.dtype) == 8)
+    launch_copy_rows<std::uint64_t>(args, shape, stream);
+  else if (size_of(args.src.dtype) == 4)
+    launch_copy_rows<std::uint32_t>(args, shape, stream);
+  else if (size_of(args.src.dtype) == 2)
+    launch_copy_rows<std::uint16_t>(args, shape, stream);
+  else
+    launch_copy_rows<std::uint8_t>(args, shape, stream);
   FARSPAN_CUDA(cudaGetLastError());
 }
 

@@ -8,6 +8,7 @@
 namespace farspan::cuda {
 
 void copy(const CopyArgs& args, cudaStream_t stream);
+void copy_2d(const Copy2dArgs& args, cudaStream_t stream);
 void fill(const FillArgs& args, cudaStream_t stream);
 void add(const AddArgs& args, cudaStream_t stream);
 void swiglu_forward(const SwiGluForwardArgs& args, cudaStream_t stream);

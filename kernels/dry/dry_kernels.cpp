@@ -27,9 +27,10 @@ void count(WorkCounters& work, Once once, Twice twice = {}) {
   work.bytes += bytes_of(once.tensors) + 2 * bytes_of(twice.tensors);
 }
 
-double visible_score_pairs(std::span<const AttentionSlice> slices, const Tensor& q) {
+double visible_score_pairs(std::span<const AttentionSlice> slices, const Tensor& q,
+                           const Tensor& k) {
   double pairs = 0;
-  for (const AttentionSlice& s : slices) pairs += static_cast<double>(visible_pairs(s));
+  for (const AttentionSlice& s : slices) pairs += visible_pairs(s, k.shape[1]);
   return pairs * static_cast<double>(q.shape[1]);
 }
 
@@ -95,7 +96,7 @@ void DryKernels::adamw(const AdamWArgs& a, Stream&) {
 
 void DryKernels::attention_forward(const AttentionForwardArgs& a, Stream&) {
   const auto d = static_cast<double>(a.q.shape[2]);
-  work_.attention_forward_flops += 4 * d * visible_score_pairs(a.slices, a.q);
+  work_.attention_forward_flops += 4 * d * visible_score_pairs(a.slices, a.q, a.k);
   count(work_, {{a.q, a.k, a.v}});
   const double state = bytes_of({a.acc, a.row_max, a.row_sum});
   work_.bytes += (a.first ? 0 : state) + (a.last ? bytes_of({a.out, a.lse}) : state);
@@ -105,8 +106,26 @@ void DryKernels::attention_delta(const AttentionDeltaArgs& a, Stream&) {
 }
 void DryKernels::attention_backward(const AttentionBackwardArgs& a, Stream&) {
   const auto d = static_cast<double>(a.q.shape[2]);
-  work_.attention_backward_flops += 10 * d * visible_score_pairs(a.slices, a.q);
+  work_.attention_backward_flops += 10 * d * visible_score_pairs(a.slices, a.q, a.k);
   count(work_, {{a.q, a.k, a.v, a.dout, a.lse, a.delta}}, {{a.dq, a.dk, a.dv}});
+}
+
+void DryKernels::copy_2d(const Copy2dArgs& a, Stream&) {
+  const double writes = a.mode == GradMode::kAccumulate ? 2 : 1;
+  const auto n = static_cast<double>(a.rows * a.cols);
+  work_.calls += 1;
+  work_.bytes += n * (static_cast<double>(size_of(a.src.dtype)) +
+                      writes * static_cast<double>(size_of(a.dst.dtype)));
+}
+void DryKernels::exact_add(const ExactAddArgs& a, Stream&) {
+  count(work_, {{a.src, a.ids}});
+  work_.bytes += 4.0 * static_cast<double>(a.src.numel()) * sizeof(std::int64_t);
+}
+void DryKernels::exact_read(const ExactReadArgs& a, Stream&) {
+  if (a.mode == GradMode::kAccumulate)
+    count(work_, {{a.sum.high, a.sum.low}}, {{a.dst}});
+  else
+    count(work_, {{a.sum.high, a.sum.low, a.dst}});
 }
 
 }  // namespace farspan::dry

@@ -38,6 +38,9 @@ class DryKernels final : public Kernels {
   void attention_forward(const AttentionForwardArgs&, Stream&) override;
   void attention_delta(const AttentionDeltaArgs&, Stream&) override;
   void attention_backward(const AttentionBackwardArgs&, Stream&) override;
+  void copy_2d(const Copy2dArgs&, Stream&) override;
+  void exact_add(const ExactAddArgs&, Stream&) override;
+  void exact_read(const ExactReadArgs&, Stream&) override;
 
  private:
   WorkCounters work_;

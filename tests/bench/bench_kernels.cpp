@@ -185,6 +185,32 @@ std::vector<Row> memory_rows() {
                         .lr = 1e-3f};
                     return [args](Kernels& k, Stream& s) { k.adamw(args, s); };
                   }});
+  rows.push_back({"copy_2d/heads", [](Arena& a, DType t) {
+                    const Copy2dArgs args{.src = a.take(t, {kTokens, kHidden}, "x"),
+                                          .dst = a.take(t, {kTokens, kHidden / 4}, "y"),
+                                          .rows = kTokens,
+                                          .cols = kHidden / 4,
+                                          .src_begin = kHidden / 4,
+                                          .src_stride = kHidden,
+                                          .dst_stride = kHidden / 4};
+                    return [args](Kernels& k, Stream& s) { k.copy_2d(args, s); };
+                  }});
+  rows.push_back({"exact_add", [](Arena& a, DType t) {
+                    const Shape n{kParameters / 4};
+                    const ExactAddArgs args{
+                        .src = a.take(t, n, "x"),
+                        .sum = {a.take(DType::kI64, n, "high"), a.take(DType::kI64, n, "low"),
+                                a.take(DType::kI64, {1}, "invalid")}};
+                    return [args](Kernels& k, Stream& s) { k.exact_add(args, s); };
+                  }});
+  rows.push_back({"exact_read", [](Arena& a, DType) {
+                    const Shape n{kParameters / 4};
+                    const ExactReadArgs args{
+                        .sum = {a.take(DType::kI64, n, "high"), a.take(DType::kI64, n, "low"),
+                                a.take(DType::kI64, {1}, "invalid")},
+                        .dst = a.take(DType::kF32, n, "y")};
+                    return [args](Kernels& k, Stream& s) { k.exact_read(args, s); };
+                  }});
   return rows;
 }
 

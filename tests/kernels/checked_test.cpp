@@ -276,5 +276,63 @@ TEST_F(CheckedTest, Attention) {
               HasSubstr("delta is"));
 }
 
+TEST_F(CheckedTest, Copy2d) {
+  const Copy2dArgs good{.src = f32({4, 10}),
+                        .dst = f32({4, 3}),
+                        .rows = 4,
+                        .cols = 3,
+                        .src_begin = 7,
+                        .src_stride = 10,
+                        .dst_stride = 3};
+  EXPECT_NO_THROW(kernels().copy_2d(good, stream()));
+  const auto message = [&](auto change) {
+    Copy2dArgs args = good;
+    change(args);
+    return refusal([&](Kernels& k, Stream& s) { k.copy_2d(args, s); });
+  };
+  EXPECT_THAT(message([](auto& a) { a.src_begin = 8; }), HasSubstr("do not fit src f32 (4, 10)"));
+  EXPECT_THAT(message([](auto& a) { a.src_begin = -1; }), HasSubstr("do not fit src"));
+  EXPECT_THAT(message([](auto& a) { a.rows = 5; }), HasSubstr("do not fit"));
+  EXPECT_THAT(message([](auto& a) { a.rows = -1; }), HasSubstr("negative"));
+  EXPECT_THAT(message([](auto& a) { a.dst_stride = 2; }), HasSubstr("rows of dst overlap"));
+  EXPECT_THAT(message([&](auto& a) { a.dst = i32({4, 3}); }), HasSubstr("dtypes differ"));
+  EXPECT_THAT(message([&](auto& a) {
+                a.dst = bf16({4, 3});
+                a.mode = GradMode::kAccumulate;
+              }),
+              HasSubstr("f32 dst"));
+  EXPECT_THAT(message([&](auto& a) { a.dst = a.src; }), HasSubstr("dst overlaps src"));
+  Copy2dArgs within = good;  // apart inside one tensor: rows 0 and 1 to rows 2 and 3
+  within.rows = 2;
+  within.src_begin = 0;
+  within.dst = good.src;
+  within.dst_begin = 20;
+  within.dst_stride = 10;
+  EXPECT_NO_THROW(kernels().copy_2d(within, stream()));
+}
+
+TEST_F(CheckedTest, ExactSums) {
+  const ExactSum sum{take(DType::kI64, {12}), take(DType::kI64, {12}), take(DType::kI64, {1})};
+  EXPECT_NO_THROW(kernels().exact_add({.src = bf16({3, 4}), .sum = sum}, stream()));
+  EXPECT_NO_THROW(kernels().exact_add({.src = f64({7, 4}), .ids = i32({7}), .sum = sum}, stream()));
+  EXPECT_NO_THROW(kernels().exact_read({.sum = sum, .dst = f64({3, 4})}, stream()));
+  const auto add = [&](const ExactAddArgs& args) {
+    return refusal([&](Kernels& k, Stream& s) { k.exact_add(args, s); });
+  };
+  const auto read = [&](const ExactReadArgs& args) {
+    return refusal([&](Kernels& k, Stream& s) { k.exact_read(args, s); });
+  };
+  EXPECT_THAT(add({.src = i32({12}), .sum = sum}), HasSubstr("src is neither"));
+  EXPECT_THAT(add({.src = f32({11}), .sum = sum}), HasSubstr("differ in size"));
+  EXPECT_THAT(add({.src = f32({7, 5}), .ids = i32({7}), .sum = sum}), HasSubstr("made of rows"));
+  EXPECT_THAT(add({.src = f32({7, 4}), .ids = i32({6}), .sum = sum}), HasSubstr("ids is"));
+  EXPECT_THAT(add({.src = f32({12}), .sum = {sum.high, sum.high, sum.invalid}}),
+              HasSubstr("high overlaps low"));
+  EXPECT_THAT(add({.src = f32({12}), .sum = {sum.high, f64({12}), sum.invalid}}),
+              HasSubstr("low is f64"));
+  EXPECT_THAT(read({.sum = sum, .dst = bf16({12})}), HasSubstr("dst is neither"));
+  EXPECT_THAT(read({.sum = sum, .dst = f32({13})}), HasSubstr("differ in size"));
+}
+
 }  // namespace
 }  // namespace farspan

@@ -160,5 +160,38 @@ TEST_F(DryBackendTest, EveryOtherOperationTouchesNothing) {
   EXPECT_GT(backend_->work().bytes, 15 * 48);
 }
 
+TEST_F(DryBackendTest, CountsCopiesAndExactSums) {
+  Kernels& k = backend_->kernels();
+  Stream& s = backend_->stream();
+  const auto bytes = [&] {
+    const double moved = backend_->work().bytes;
+    backend_->reset_work();
+    return moved;
+  };
+  Copy2dArgs part{.src = take(DType::kBF16, {5, 8}),
+                  .dst = take(DType::kF32, {5, 3}),
+                  .rows = 5,
+                  .cols = 3,
+                  .src_begin = 2,
+                  .src_stride = 8,
+                  .dst_stride = 3};
+  k.copy_2d(part, s);
+  EXPECT_EQ(bytes(), 15 * (2 + 4));
+  part.mode = GradMode::kAccumulate;
+  k.copy_2d(part, s);
+  EXPECT_EQ(bytes(), 15 * (2 + 8));
+  const ExactSum sum{take(DType::kI64, {40, 8}), take(DType::kI64, {40, 8}),
+                     take(DType::kI64, {1})};
+  k.exact_add({.src = take(DType::kF32, {40, 8}), .sum = sum}, s);
+  EXPECT_EQ(bytes(), 320 * (4 + 32));
+  k.exact_add({.src = take(DType::kBF16, {6, 8}), .ids = take(DType::kI32, {6}), .sum = sum}, s);
+  EXPECT_EQ(bytes(), 48 * (2 + 32) + 6 * 4) << "the rows touched, not the whole sum";
+  const Tensor dst = take(DType::kF32, {320});
+  k.exact_read({.sum = sum, .dst = dst}, s);
+  EXPECT_EQ(bytes(), 320 * (16 + 4));
+  k.exact_read({.sum = sum, .dst = dst, .mode = GradMode::kAccumulate}, s);
+  EXPECT_EQ(bytes(), 320 * (16 + 8));
+}
+
 }  // namespace
 }  // namespace farspan

@@ -69,6 +69,24 @@ TEST_P(AnyThreads, EmbeddingBackward) {
     });
 }
 
+TEST_P(AnyThreads, ExactSumsOfRows) {
+  for (const std::int64_t c : {16, 70, 512})
+    expect_same_bits([&](Backend& b, DeviceValues& on) {
+      const std::int64_t t = 2000, v = 50;
+      const std::vector<double> zeros(static_cast<std::size_t>(v * c), 0);
+      const ExactSum sum{on.put(zeros, DType::kI64, {v, c}), on.put(zeros, DType::kI64, {v, c}),
+                         on.put({0}, DType::kI64, {1})};
+      b.kernels().exact_add({.src = put(on, 5, {t, c}),
+                             .ids = on.put(random_integers(t, v, 4), DType::kI32, {t}),
+                             .sum = sum},
+                            b.stream());
+      b.kernels().exact_add({.src = put(on, 6, {v, c}), .sum = sum}, b.stream());
+      auto all = on.bytes(sum.high);
+      append(all, on.bytes(sum.low));
+      return all;
+    });
+}
+
 TEST_P(AnyThreads, CrossEntropy) {
   expect_same_bits([&](Backend& b, DeviceValues& on) {
     const std::int64_t n = 700, v = 259;

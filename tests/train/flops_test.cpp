@@ -106,6 +106,9 @@ class TimedKernels : public Kernels {
   void attention_forward(const AttentionForwardArgs&, Stream&) override { FAIL(); }
   void attention_delta(const AttentionDeltaArgs&, Stream&) override { FAIL(); }
   void attention_backward(const AttentionBackwardArgs&, Stream&) override { FAIL(); }
+  void copy_2d(const Copy2dArgs&, Stream&) override { FAIL(); }
+  void exact_add(const ExactAddArgs&, Stream&) override { FAIL(); }
+  void exact_read(const ExactReadArgs&, Stream&) override { FAIL(); }
 };
 
 class TimedBackend : public Backend {
