@@ -2,6 +2,7 @@
 // attention's FLOPs are counted by. For one head; multiply by the query heads.
 //
 //   visible_pairs({.q_len = 4, .k_len = 4, .kind = MaskKind::kCausal})   // 10
+//   visible_pairs(slice, num_kv_heads)      // the mean over all heads, of which it shows to some
 #pragma once
 
 #include <algorithm>
@@ -10,6 +11,12 @@
 #include "kernels/args.h"
 
 namespace farspan {
+
+// Of num_kv_heads, those that the slice is for.
+constexpr std::int64_t heads_of(const AttentionSlice& s, std::int64_t num_kv_heads) {
+  return std::max<std::int64_t>(
+      0, std::min<std::int64_t>(s.kv_heads.end, num_kv_heads) - s.kv_heads.begin);
+}
 
 // Pairs (i, j) of [0, q) x [0, k) with i - j >= distance.
 constexpr std::int64_t pairs_at_least(std::int64_t q, std::int64_t k, std::int64_t distance) {
@@ -38,6 +45,20 @@ constexpr std::int64_t visible_pairs(const AttentionSlice& s) {
       return std::max<std::int64_t>(0, causal - beyond);
   }
   return 0;
+}
+
+// Visible pairs of the mean head.
+constexpr double visible_pairs(const AttentionSlice& s, std::int64_t num_kv_heads) {
+  return static_cast<double>(visible_pairs(s)) * static_cast<double>(heads_of(s, num_kv_heads)) /
+         static_cast<double>(num_kv_heads);
+}
+
+// The smallest p (args.h: PositionBias) of what the slice makes visible, which must be something:
+// that of its last visible key and the first row that sees it.
+constexpr std::int64_t shortest_distance(const AttentionSlice& s, std::int64_t position_stride) {
+  const bool causal = s.kind == MaskKind::kCausal || s.kind == MaskKind::kBand;
+  const std::int64_t rows = causal ? std::max(1 - s.k_len, -s.diagonal) : 1 - s.k_len;
+  return rows * position_stride + s.position_diagonal;
 }
 
 }  // namespace farspan

@@ -7,6 +7,7 @@
 //   AttentionResult r = reference_attention(p);
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -22,6 +23,10 @@ struct AttentionProblem {
   std::vector<AttentionSlice> slices;
   std::vector<double> q, dout;  // (Tq, Hq, D)
   std::vector<double> k, v;     // (Tk, Hkv, D)
+  // args.h, PositionBias; empty: none.
+  std::vector<double> slopes;  // (Hq)
+  std::vector<double> decay;   // (D / 2)
+  std::int64_t position_stride = 1;
 };
 
 struct AttentionResult {
@@ -47,13 +52,24 @@ inline bool is_visible(const AttentionSlice& s, std::int64_t i, std::int64_t j) 
   return false;
 }
 
-// Keys that row t sees, in order of slices; a key in two slices counts twice.
-inline std::vector<std::int64_t> visible_keys(const AttentionProblem& p, std::int64_t t) {
-  std::vector<std::int64_t> keys;
+struct VisibleKey {
+  std::int64_t key;
+  double distance;  // position of the query minus position of the key
+};
+
+// Keys that row t of a KV head's queries sees, in order of slices; a key in two slices counts
+// twice.
+inline std::vector<VisibleKey> visible_keys(const AttentionProblem& p, std::int64_t t,
+                                            std::int64_t kv_head) {
+  std::vector<VisibleKey> keys;
   for (const AttentionSlice& s : p.slices) {
     if (t < s.q_begin || t >= s.q_begin + s.q_len) continue;
+    if (kv_head < s.kv_heads.begin || kv_head >= s.kv_heads.end) continue;
+    const std::int64_t i = t - s.q_begin;
     for (std::int64_t j = 0; j < s.k_len; ++j)
-      if (is_visible(s, t - s.q_begin, j)) keys.push_back(s.k_begin + j);
+      if (is_visible(s, i, j))
+        keys.push_back({s.k_begin + j,
+                        static_cast<double>((i - j) * p.position_stride + s.position_diagonal)});
   }
   return keys;
 }
@@ -70,10 +86,25 @@ inline void add_row(double factor, const double* x, double* y, std::int64_t n) {
   for (std::int64_t d = 0; d < n; ++d) y[d] += factor * x[d];
 }
 
+// What xPos multiplies the products of each dim by; ones without xPos.
+inline std::vector<double> xpos_factors(const AttentionProblem& p, double distance) {
+  std::vector<double> factors(static_cast<std::size_t>(p.head_dim), 1.0);
+  for (std::size_t c = 0; c < p.decay.size(); ++c)
+    factors[c] = factors[c + p.decay.size()] = std::exp2(p.decay[c] * distance);
+  return factors;
+}
+
+// sum += factor * weights * x, elementwise.
+inline void add_weighted(double factor, const std::vector<double>& weights, const double* x,
+                         double* sum) {
+  for (std::size_t d = 0; d < weights.size(); ++d) sum[d] += factor * weights[d] * x[d];
+}
+
 // One row of one head, forward then backward.
 inline void attend(const AttentionProblem& p, std::int64_t t, std::int64_t head,
-                   const std::vector<std::int64_t>& keys, AttentionResult& r) {
+                   AttentionResult& r) {
   const std::int64_t kv_head = head / (p.num_q_heads / p.num_kv_heads), n = p.head_dim;
+  const std::vector<VisibleKey> keys = visible_keys(p, t, kv_head);
   const std::int64_t at_q = (t * p.num_q_heads + head) * n;
   const auto at_k = [&](std::int64_t key) { return (key * p.num_kv_heads + kv_head) * n; };
   const auto stat = static_cast<std::size_t>(head * p.num_q + t);
@@ -81,28 +112,32 @@ inline void attend(const AttentionProblem& p, std::int64_t t, std::int64_t head,
     r.lse[stat] = -std::numeric_limits<double>::infinity();
     return;
   }
+  const double slope = p.slopes.empty() ? 0.0 : p.slopes[static_cast<std::size_t>(head)];
   std::vector<double> score;
   double highest = -std::numeric_limits<double>::infinity();
-  for (std::int64_t key : keys) {
-    score.push_back(p.scale *
-                    dot_rows(&p.q[static_cast<std::size_t>(at_q)], p.k.data() + at_k(key), n));
+  for (const auto& [key, distance] : keys) {
+    std::vector<double> product(static_cast<std::size_t>(n), 0.0);
+    add_weighted(1.0, xpos_factors(p, distance), p.k.data() + at_k(key), product.data());
+    score.push_back(p.scale * dot_rows(p.q.data() + at_q, product.data(), n) - slope * distance);
     highest = std::max(highest, score.back());
   }
   double sum = 0;
   for (double s : score) sum += std::exp(s - highest);
   r.lse[stat] = highest + std::log(sum);
   for (std::size_t i = 0; i < keys.size(); ++i)
-    add_row(std::exp(score[i] - r.lse[stat]), p.v.data() + at_k(keys[i]), r.out.data() + at_q, n);
+    add_row(std::exp(score[i] - r.lse[stat]), p.v.data() + at_k(keys[i].key), r.out.data() + at_q,
+            n);
   if (p.dout.empty()) return;
   const double* dout = p.dout.data() + at_q;
   r.delta[stat] = dot_rows(dout, r.out.data() + at_q, n);
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    const std::int64_t key = at_k(keys[i]);
+    const std::int64_t key = at_k(keys[i].key);
+    const std::vector<double> factors = xpos_factors(p, keys[i].distance);
     const double probability = std::exp(score[i] - r.lse[stat]);
     const double dscore = probability * (dot_rows(dout, p.v.data() + key, n) - r.delta[stat]);
     add_row(probability, dout, r.dv.data() + key, n);
-    add_row(p.scale * dscore, p.k.data() + key, r.dq.data() + at_q, n);
-    add_row(p.scale * dscore, p.q.data() + at_q, r.dk.data() + key, n);
+    add_weighted(p.scale * dscore, factors, p.k.data() + key, r.dq.data() + at_q);
+    add_weighted(p.scale * dscore, factors, p.q.data() + at_q, r.dk.data() + key);
   }
 }
 
@@ -117,10 +152,8 @@ inline AttentionResult reference_attention(const AttentionProblem& p) {
   r.dv.assign(p.v.size(), 0.0);
   r.lse.assign(static_cast<std::size_t>(p.num_q_heads * p.num_q), 0.0);
   r.delta.assign(r.lse.size(), 0.0);
-  for (std::int64_t t = 0; t < p.num_q; ++t) {
-    const std::vector<std::int64_t> keys = visible_keys(p, t);
-    for (std::int64_t head = 0; head < p.num_q_heads; ++head) detail::attend(p, t, head, keys, r);
-  }
+  for (std::int64_t t = 0; t < p.num_q; ++t)
+    for (std::int64_t head = 0; head < p.num_q_heads; ++head) detail::attend(p, t, head, r);
   return r;
 }
 

@@ -4,15 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
-#include <new>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "core/error.h"
 #include "kernels/cpu/attention/schedule.h"
+#include "kernels/cpu/attention/threads.h"
 #include "kernels/cpu/isa.h"
 
 namespace farspan::cpu {
@@ -42,65 +39,6 @@ const KernelTable& table_for(const AttentionConfig& config, DType dtype) {
   return f32 ? portable_f32() : portable_bf16();
 }
 
-// Scratch memory of each thread, aligned to pages.
-class Workspaces {
- public:
-  Workspaces() = default;
-  Workspaces(const Workspaces&) = delete;
-  Workspaces& operator=(const Workspaces&) = delete;
-  ~Workspaces() { std::free(base_); }
-
-  void reserve(int num_threads, std::size_t bytes) {
-    bytes = (bytes + kPage - 1) / kPage * kPage;
-    if (bytes <= bytes_) return;
-    std::free(base_);
-    base_ = nullptr;
-    bytes_ = 0;
-    const std::size_t all = bytes * static_cast<std::size_t>(num_threads);
-    base_ = static_cast<std::byte*>(std::aligned_alloc(kPage, all));
-    if (base_ == nullptr)
-      throw Error(ExitCode::kExhausted,
-                  {.what = fmt::format("no memory for {} bytes of attention workspace", all),
-                   .where = fmt::format("CPU backend, {} threads", num_threads),
-                   .fix = "use fewer threads per rank or a machine with more memory"});
-    bytes_ = bytes;
-    // Tiles read (and drop) rows beyond the last one: they must at least be memory with contents.
-    std::memset(base_, 0, all);
-  }
-  std::byte* of(int thread) const { return base_ + bytes_ * static_cast<std::size_t>(thread); }
-
- private:
-  static constexpr std::size_t kPage = 4096;
-  std::byte* base_ = nullptr;
-  std::size_t bytes_ = 0;  // of one thread
-};
-
-// How many items of a block of rows or keys have finished. Written by the thread whose turn it is.
-class Turns {
- public:
-  void reset(Index count) {
-    if (static_cast<std::size_t>(count) > done_.size())
-      done_ = std::vector<std::atomic<std::int32_t>>(static_cast<std::size_t>(count));
-    for (auto& turn : done_) turn.store(0, std::memory_order_relaxed);
-  }
-  void wait(Index i, std::int32_t turn) const {
-    constexpr int kSpins = 2000;  // then give the core to whoever we wait for
-    for (int n = 0; at(i).load(std::memory_order_acquire) != turn; ++n) {
-      if (n > kSpins)
-        std::this_thread::yield();
-      else
-        __builtin_ia32_pause();
-    }
-  }
-  void finish(Index i, std::int32_t turn) {
-    done_[static_cast<std::size_t>(i)].store(turn + 1, std::memory_order_release);
-  }
-
- private:
-  const std::atomic<std::int32_t>& at(Index i) const { return done_[static_cast<std::size_t>(i)]; }
-  std::vector<std::atomic<std::int32_t>> done_;
-};
-
 void check_shape(const Tensor& t, DType dtype, const Shape& shape, const char* name) {
   FARSPAN_CHECK(t.dtype == dtype && t.shape == shape, "{} is {}, expected {} {}", name,
                 t.to_string(), name_of(dtype), shape.to_string());
@@ -127,6 +65,15 @@ Dims check_qkv(const Tensor& q, const Tensor& k, const Tensor& v, float scale) {
   return dims;
 }
 
+Bias check_bias(const PositionBias& bias, const Dims& dims) {
+  if (!bias.any()) return {.slopes = nullptr, .stride = 1};
+  FARSPAN_CHECK(bias.position_stride >= 1, "position stride {}", bias.position_stride);
+  FARSPAN_CHECK(!bias.decay.defined(), "xPos on the CPU");
+  if (bias.slopes.defined()) check_shape(bias.slopes, DType::kF32, {dims.num_q_heads}, "slopes");
+  return {.slopes = bias.slopes.defined() ? bias.slopes.ptr<float>() : nullptr,
+          .stride = bias.position_stride};
+}
+
 }  // namespace
 
 struct AttentionEngine::Impl {
@@ -138,6 +85,11 @@ struct AttentionEngine::Impl {
   ForwardSchedule forward_schedule;
   BackwardSchedule backward_schedule;
   Turns row_turns, key_turns;
+
+  // Adds the gradients of the pieces: cell by cell, many threads at once, or a head's pieces one
+  // after the other, so that no sum depends on where in the call's KV block a piece lies.
+  void backward_by_cells(const KernelTable& table, const BackwardCall& call, const Dims& dims);
+  void backward_in_slice_order(const KernelTable& table, const BackwardCall& call);
 
   // Calls body(task, workspace) for tasks 0 .. num_tasks - 1, handed out in ascending order.
   template <typename Body>
@@ -190,11 +142,13 @@ struct ForwardGrid {
   Index heads, rows;  // of a task
   Index chunks;       // tasks per KV head and block of rows
 };
-ForwardGrid forward_grid(const Dims& dims, Index forward_rows) {
-  constexpr Index kEnoughTasks = 64;
-  ForwardGrid grid = {.heads = std::min<Index>(dims.group(), 4), .rows = 0, .chunks = 0};
+ForwardGrid forward_grid(const Dims& dims, Index forward_rows, bool invariant) {
+  constexpr Index kEnoughTasks = 64, kMostHeads = 4;
+  ForwardGrid grid = {.heads = std::min(dims.group(), kMostHeads), .rows = 0, .chunks = 0};
   grid.chunks = ceil_div(dims.group(), grid.heads);
-  grid.rows = forward_rows / grid.heads;
+  // The rows of a strip decide where the sums of a row begin: not even the heads have a say.
+  grid.rows = forward_rows / (invariant ? kMostHeads : grid.heads);
+  if (invariant) return grid;
   while (grid.rows > 32 &&
          dims.num_kv_heads * grid.chunks * ceil_div(dims.num_q, grid.rows) < kEnoughTasks)
     grid.rows /= 2;
@@ -216,6 +170,7 @@ Index backward_block(const Dims& dims) {
 void AttentionEngine::forward(const AttentionForwardArgs& args) {
   const Dims dims = check_qkv(args.q, args.k, args.v, args.scale);
   const Shape stats{dims.num_q_heads, dims.num_q};
+  const Bias bias = check_bias(args.bias, dims);
   check_shape(args.acc, DType::kF32, args.q.shape, "acc");
   check_shape(args.row_max, DType::kF32, stats, "row_max");
   check_shape(args.row_sum, DType::kF32, stats, "row_sum");
@@ -227,11 +182,11 @@ void AttentionEngine::forward(const AttentionForwardArgs& args) {
 
   Impl& impl = *impl_;
   impl.pieces.clear();
-  append_pieces(args.slices, dims.num_q, dims.num_k, impl.pieces);
+  append_pieces(args.slices, dims.num_q, dims.num_k, dims.num_kv_heads, impl.pieces);
   const KernelTable& table = table_for(impl.config, args.q.dtype);
   const TileSizes tiles = choose_tiles(dims.head_dim, args.q.dtype);
   impl.workspaces.reserve(impl.config.num_threads, table.workspace_bytes(dims.head_dim, tiles));
-  const ForwardGrid grid = forward_grid(dims, tiles.forward_rows);
+  const ForwardGrid grid = forward_grid(dims, tiles.forward_rows, args.invariant);
   impl.forward_schedule.build(impl.pieces, dims.num_q, grid.rows);
 
   const ForwardCall call = {.q = args.q.data,
@@ -249,6 +204,7 @@ void AttentionEngine::forward(const AttentionForwardArgs& args) {
                             .scale = args.scale,
                             .first = args.first,
                             .last = args.last,
+                            .bias = bias,
                             .pieces = impl.pieces.data(),
                             .tiles = tiles};
   const auto order = impl.forward_schedule.order();
@@ -289,9 +245,64 @@ void AttentionEngine::delta(const AttentionDeltaArgs& args) {
   });
 }
 
+void AttentionEngine::Impl::backward_by_cells(const KernelTable& table, const BackwardCall& call,
+                                              const Dims& dims) {
+  const Index block = backward_block(dims);
+  BackwardSchedule& schedule = backward_schedule;
+  schedule.build(pieces, dims.num_q, dims.num_k, block, dims.group());
+  row_turns.reset(dims.num_q_heads * schedule.num_row_blocks());
+  key_turns.reset(dims.num_kv_heads * schedule.num_key_blocks());
+
+  const auto items = schedule.items();
+  const Index num_tasks = static_cast<Index>(items.size()) * dims.num_kv_heads;
+  run(num_tasks, [&](Index t, std::byte* workspace) {
+    const auto& item = items[static_cast<std::size_t>(t / dims.num_kv_heads)];
+    const auto& cell = schedule.cell(item);
+    const auto ids = schedule.pieces_of(cell);
+    const Index kv_head = t % dims.num_kv_heads;
+    const Index head = kv_head * dims.group() + item.head;
+    const Index rows = head * schedule.num_row_blocks() + cell.row_block;
+    const Index keys = kv_head * schedule.num_key_blocks() + cell.key_block;
+    row_turns.wait(rows, item.row_turn);
+    key_turns.wait(keys, item.key_turn);
+    table.backward(call,
+                   {.piece_ids = ids.data(),
+                    .num_pieces = static_cast<Index>(ids.size()),
+                    .row_begin = cell.row_block * block,
+                    .row_end = (cell.row_block + 1) * block,
+                    .key_begin = cell.key_block * block,
+                    .key_end = (cell.key_block + 1) * block,
+                    .head = head},
+                   workspace);
+    row_turns.finish(rows, item.row_turn);
+    key_turns.finish(keys, item.key_turn);
+  });
+}
+
+void AttentionEngine::Impl::backward_in_slice_order(const KernelTable& table,
+                                                    const BackwardCall& call) {
+  const Index group = call.num_q_heads / call.num_kv_heads;
+  run(call.num_kv_heads, [&](Index kv_head, std::byte* workspace) {
+    for (std::int32_t id = 0; id < static_cast<std::int32_t>(pieces.size()); ++id) {
+      const Piece& p = pieces[static_cast<std::size_t>(id)];
+      for (Index h = 0; h < group; ++h)
+        table.backward(call,
+                       {.piece_ids = &id,
+                        .num_pieces = 1,
+                        .row_begin = p.q_begin,
+                        .row_end = p.q_begin + p.q_len,
+                        .key_begin = p.k_begin,
+                        .key_end = p.k_begin + p.k_len,
+                        .head = kv_head * group + h},
+                       workspace);
+    }
+  });
+}
+
 void AttentionEngine::backward(const AttentionBackwardArgs& args) {
   const Dims dims = check_qkv(args.q, args.k, args.v, args.scale);
   const Shape stats{dims.num_q_heads, dims.num_q};
+  const Bias bias = check_bias(args.bias, dims);
   check_shape(args.dout, args.q.dtype, args.q.shape, "dout");
   check_shape(args.lse, DType::kF32, stats, "lse");
   check_shape(args.delta, DType::kF32, stats, "delta");
@@ -301,17 +312,11 @@ void AttentionEngine::backward(const AttentionBackwardArgs& args) {
 
   Impl& impl = *impl_;
   impl.pieces.clear();
-  append_pieces(args.slices, dims.num_q, dims.num_k, impl.pieces);
+  append_pieces(args.slices, dims.num_q, dims.num_k, dims.num_kv_heads, impl.pieces);
   if (impl.pieces.empty()) return;
   const KernelTable& table = table_for(impl.config, args.q.dtype);
   const TileSizes tiles = choose_tiles(dims.head_dim, args.q.dtype);
   impl.workspaces.reserve(impl.config.num_threads, table.workspace_bytes(dims.head_dim, tiles));
-  const Index block = backward_block(dims);
-  BackwardSchedule& schedule = impl.backward_schedule;
-  schedule.build(impl.pieces, dims.num_q, dims.num_k, block, dims.group());
-  impl.row_turns.reset(dims.num_q_heads * schedule.num_row_blocks());
-  impl.key_turns.reset(dims.num_kv_heads * schedule.num_key_blocks());
-
   const BackwardCall call = {.q = args.q.data,
                              .k = args.k.data,
                              .v = args.v.data,
@@ -326,32 +331,13 @@ void AttentionEngine::backward(const AttentionBackwardArgs& args) {
                              .num_kv_heads = dims.num_kv_heads,
                              .head_dim = dims.head_dim,
                              .scale = args.scale,
+                             .bias = bias,
                              .pieces = impl.pieces.data(),
                              .tiles = tiles};
-  const auto items = schedule.items();
-  const Index num_tasks = static_cast<Index>(items.size()) * dims.num_kv_heads;
-  impl.run(num_tasks, [&](Index t, std::byte* workspace) {
-    const auto& item = items[static_cast<std::size_t>(t / dims.num_kv_heads)];
-    const auto& cell = schedule.cell(item);
-    const auto ids = schedule.pieces_of(cell);
-    const Index kv_head = t % dims.num_kv_heads;
-    const Index head = kv_head * dims.group() + item.head;
-    const Index rows = head * schedule.num_row_blocks() + cell.row_block;
-    const Index keys = kv_head * schedule.num_key_blocks() + cell.key_block;
-    impl.row_turns.wait(rows, item.row_turn);
-    impl.key_turns.wait(keys, item.key_turn);
-    table.backward(call,
-                   {.piece_ids = ids.data(),
-                    .num_pieces = static_cast<Index>(ids.size()),
-                    .row_begin = cell.row_block * block,
-                    .row_end = (cell.row_block + 1) * block,
-                    .key_begin = cell.key_block * block,
-                    .key_end = (cell.key_block + 1) * block,
-                    .head = head},
-                   workspace);
-    impl.row_turns.finish(rows, item.row_turn);
-    impl.key_turns.finish(keys, item.key_turn);
-  });
+  if (args.invariant)
+    impl.backward_in_slice_order(table, call);
+  else
+    impl.backward_by_cells(table, call, dims);
 }
 
 }  // namespace farspan::cpu

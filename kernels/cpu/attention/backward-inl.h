@@ -32,10 +32,12 @@ class Backward {
       : call_(call),
         task_(task),
         layout_(call.head_dim, call.tiles, workspace),
+        kv_head_(task.head / (call.num_q_heads / call.num_kv_heads)),
         q_stride_(call.num_q_heads * call.head_dim),
         k_stride_(call.num_kv_heads * call.head_dim),
         q_offset_(task.head * call.head_dim),
-        k_offset_(task.head / (call.num_q_heads / call.num_kv_heads) * call.head_dim) {}
+        k_offset_(kv_head_ * call.head_dim),
+        slope_(call.bias.slopes ? call.bias.slopes[task.head] : 0.0f) {}
 
   static std::size_t workspace_bytes(Index head_dim, const TileSizes& tiles) {
     return Layout(head_dim, tiles, nullptr).bytes;
@@ -43,7 +45,10 @@ class Backward {
 
   void run() {
     for (Index i = 0; i < M::kRows; ++i) layout_.ones[i] = 1.0f;
-    for (Index p = 0; p < task_.num_pieces; ++p) add_piece(call_.pieces[task_.piece_ids[p]]);
+    for (Index p = 0; p < task_.num_pieces; ++p) {
+      const Piece& piece = call_.pieces[task_.piece_ids[p]];
+      if (kv_head_ >= piece.head_begin && kv_head_ < piece.head_end) add_piece(piece);
+    }
   }
 
  private:
@@ -70,6 +75,7 @@ class Backward {
       dq_t = cut.take<float>(round_up(width, M::kRows) * rows);
       minus_lse = cut.take<float>(rows);
       delta = cut.take<float>(rows);
+      distance = cut.take<float>(rows);
       s = cut.take<float>(M::kRows * kPanel);
       dp = cut.take<float>(M::kRows * kPanel);
       ones = cut.take<float>(M::kRows);
@@ -90,6 +96,7 @@ class Backward {
     Dword* ds_b;               // (Bq / lanes, Bk / pair, lanes) operand B: dS^T
     float* dq_t;               // (D, Bq)
     float *minus_lse, *delta;  // (Bq), base 2, padded with -inf and 0
+    float* distance;           // (Bq): see place_tile
     float *s, *dp, *ones;      // (kRows, kPanel) each; (kRows)
     std::size_t bytes;
   };
@@ -159,8 +166,25 @@ class Backward {
                              call_.head_dim, layout_.k_t, layout_.ld_keys, kLanes);
   }
 
+  // With slopes, s - slope p - L = s - slope (p - near) - (L + slope near), near being the smallest
+  // p of the tile: `distance` holds p - near of the tile's first key, an exact integer, small where
+  // P is not 0, and minus_lse the sum on the right, formed in double.
+  void place_tile(const Tile& t) {
+    const Index shortest = larger(t.piece.min_distance, t.row - t.key - t.num_keys + 1);
+    const Index near = shortest * call_.bias.stride + t.piece.position;
+    const double far = static_cast<double>(slope_) * static_cast<double>(near);
+    const float* lse = call_.lse + task_.head * call_.num_q + t.piece.q_begin + t.row;
+    for (Index i = 0; i < t.padded_rows(); ++i) {
+      const Index p = (t.row + i - t.key) * call_.bias.stride + t.piece.position;
+      layout_.distance[i] = static_cast<float>(p - near);
+      if (layout_.minus_lse[i] != -kPlusInfinity)
+        layout_.minus_lse[i] = -static_cast<float>(static_cast<double>(lse[i]) + far) * kLog2E;
+    }
+  }
+
   void add_tile(const Tile& t) {
     pack_keys(t.piece.k_begin + t.key, t.num_keys);
+    if (call_.bias.slopes) place_tile(t);
     for (Index p = 0; p < t.num_panels(); ++p)
       for (Index s = 0; s < t.num_strips(); ++s)
         if (sees(t, p, s)) score_gradients(t, p, s);
@@ -192,15 +216,23 @@ class Backward {
                 block, layout_.depth, layout_.s, kPanel, rows, vectors);
     M::multiply(layout_.v + row * layout_.lda, layout_.lda, layout_.do_t + lane / kLanes * block,
                 block, layout_.depth, layout_.dp, kPanel, rows, vectors);
+    if (call_.bias.slopes)
+      gradient_strip<true>(t, p, row, rows);
+    else
+      gradient_strip<false>(t, p, row, rows);
+  }
+
+  template <bool kAlibi>
+  void gradient_strip(const Tile& t, Index p, Index row, Index rows) {
     const bool partial = visible(t, row).end < t.num_rows || visible(t, row + rows - 1).begin > 0;
     for (Index r = 0; r < M::kRows; r += kPair) {
       // Rows beyond the last key are depth of dQ^T: zeros.
       if (r >= rows)
         zero_rows(t, p, row + r);
       else if (partial || r + kPair > rows)
-        gradient_rows<true>(t, p, row, r, rows);
+        gradient_rows<true, kAlibi>(t, p, row, r, rows);
       else
-        gradient_rows<false>(t, p, row, r, rows);
+        gradient_rows<false, kAlibi>(t, p, row, r, rows);
     }
   }
 
@@ -211,9 +243,9 @@ class Backward {
   }
 
   // Rows r .. r + kPair of the strip that starts at key `row`.
-  template <bool kMasked>
+  template <bool kMasked, bool kAlibi>
   void gradient_rows(const Tile& t, Index p, Index row, Index r, Index rows) {
-    const V scale = I::set1(call_.scale * kLog2E);
+    const V scale = I::set1(call_.scale * kLog2E), minus_slope = I::set1(-slope_ * kLog2E);
     const Index ld = layout_.rows / kPair;
     Range seen[kPair];
     for (Index i = 0; i < kPair; ++i)
@@ -229,7 +261,13 @@ class Backward {
 #pragma GCC unroll 2
       for (Index i = 0; i < kPair; ++i) {
         const Index at = (r + i) * kPanel + c;
-        V x = I::exp2(I::fma(I::load(layout_.s + at), scale, minus_lse));
+        V exponent = I::fma(I::load(layout_.s + at), scale, minus_lse);
+        if constexpr (kAlibi) {
+          const V key = I::set1(static_cast<float>((row + r + i) * call_.bias.stride));
+          const V distance = I::sub(I::load(layout_.distance + column), key);
+          exponent = I::fma(distance, minus_slope, exponent);
+        }
+        V x = I::exp2(exponent);
         V y = I::mul(x, I::sub(I::load(layout_.dp + at), delta));
         if constexpr (kMasked) {
           x = I::zero_outside(x, seen[i].begin - column, seen[i].end - column);
@@ -321,7 +359,8 @@ class Backward {
   const BackwardCall& call_;
   const BackwardTask& task_;
   Layout layout_;
-  Index q_stride_, k_stride_, q_offset_, k_offset_;
+  Index kv_head_, q_stride_, k_stride_, q_offset_, k_offset_;
+  float slope_;
 };
 
 // delta (Hq, Tq) = rowsum(dout * out) of rows [begin, end).

@@ -25,7 +25,12 @@ class Forward {
 
  public:
   Forward(const ForwardCall& call, const ForwardTask& task, std::byte* workspace)
-      : call_(call), task_(task), layout_(call.head_dim, call.tiles, workspace) {}
+      : call_(call),
+        task_(task),
+        layout_(call.head_dim, call.tiles, workspace),
+        kv_head_(task.head_begin / (call.num_q_heads / call.num_kv_heads)) {
+    for (Index i = 0; i < kLanes; ++i) steps_[i] = static_cast<float>(i * call.bias.stride);
+  }
 
   static std::size_t workspace_bytes(Index head_dim, const TileSizes& tiles) {
     return Layout(head_dim, tiles, nullptr).bytes;
@@ -33,9 +38,13 @@ class Forward {
 
   void run() {
     load_state();
-    if (task_.num_pieces > 0) {
-      pack_queries();
-      for (Index p = 0; p < task_.num_pieces; ++p) add_piece(call_.pieces[task_.piece_ids[p]]);
+    bool packed = false;
+    for (Index p = 0; p < task_.num_pieces; ++p) {
+      const Piece& piece = call_.pieces[task_.piece_ids[p]];
+      if (kv_head_ < piece.head_begin || kv_head_ >= piece.head_end) continue;
+      if (!packed) pack_queries();
+      packed = true;
+      add_piece(piece);
     }
     if (call_.last)
       write_output();
@@ -81,10 +90,11 @@ class Forward {
     bool empty() const { return end <= begin; }
   };
   // Rows [first, first + count) of a piece against its keys [key, key + num_keys); `local` is the
-  // first of these rows in the task's buffers.
+  // first of these rows in the task's buffers, `slope` the head's.
   struct Block {
     const Piece& piece;
     Index first, count, local, key, num_keys;
+    float slope;
   };
 
   Index state_row(Index head, Index r) const {
@@ -146,9 +156,8 @@ class Forward {
   }
 
   void pack_keys(Index first, Index count) {
-    const Index kv_head = task_.head_begin / (call_.num_q_heads / call_.num_kv_heads);
     const Index stride = call_.num_kv_heads * call_.head_dim;
-    const Index offset = first * stride + kv_head * call_.head_dim;
+    const Index offset = first * stride + kv_head_ * call_.head_dim;
     const Index padded = round_up(count, M::kUnit);
     pack_transposed<I, false>(
         Source<In>{static_cast<const In*>(call_.k) + offset, stride, count, call_.head_dim}, padded,
@@ -175,7 +184,8 @@ class Forward {
       for (Index h = 0; h < task_.num_heads; ++h)
         for (Index first = begin; first < end; first += M::kSubRows) {
           const Index local = h * task_.num_rows + piece.q_begin + first - task_.row_begin;
-          add_block({piece, first, smaller(M::kSubRows, end - first), local, key, num_keys});
+          add_block({piece, first, smaller(M::kSubRows, end - first), local, key, num_keys,
+                     call_.bias.slopes ? call_.bias.slopes[task_.head_begin + h] : 0.0f});
         }
     }
   }
@@ -205,10 +215,10 @@ class Forward {
     }
     if (all.empty()) return;
     scores(b, strips, num_strips, all);
-    for (Index s = 0; s < num_strips; ++s)
-      if (!strips[s].empty())
-        for (Index r = s * M::kRows; r < s * M::kRows + strip_rows(b, s); ++r)
-          softmax_row(b, r, strips[s]);
+    if (call_.bias.slopes)
+      softmax_strips<true>(b, strips, num_strips);
+    else
+      softmax_strips<false>(b, strips, num_strips);
     weighted_values(b, strips, num_strips);
   }
 
@@ -233,14 +243,44 @@ class Forward {
     });
   }
 
+  template <bool kAlibi>
+  void softmax_strips(const Block& b, const Range* strips, Index num_strips) {
+    for (Index s = 0; s < num_strips; ++s)
+      if (!strips[s].empty())
+        for (Index r = s * M::kRows; r < s * M::kRows + strip_rows(b, s); ++r)
+          softmax_row<kAlibi>(b, r, strips[s]);
+  }
+
+  // Scores [columns) of a row to scale * s - slope * (p - p of column `nearest`). That distance is
+  // an exact integer, small where scores matter, however far the keys lie.
+  void add_slope(const Block& b, float* s, Range columns, Index nearest) {
+    const V scale = I::set1(call_.scale), minus_slope = I::set1(-b.slope);
+    const V steps = I::load(steps_);
+    for (Index c = columns.begin; c < columns.end; c += kLanes) {
+      const float first = static_cast<float>((nearest - c) * call_.bias.stride);
+      I::store(s + c,
+               I::fma(I::sub(I::set1(first), steps), minus_slope, I::mul(I::load(s + c), scale)));
+    }
+  }
+
   // One row of scores to probabilities, and its running maximum and sum. `columns` is the strip's
-  // range; what this row does not see of it becomes probability 0.
+  // range; what this row does not see of it becomes probability 0. With slopes, what all scores of
+  // the row have in common, slope * p of its nearest key, is kept apart in double (`far`).
+  template <bool kAlibi>
   void softmax_row(const Block& b, Index r, Range columns) {
     const Index ld = call_.tiles.forward_keys;
     float* s = layout_.s + r * ld;
     const Range seen = visible(b, r);
     for (Index c = columns.begin; c < smaller(seen.begin, columns.end); ++c) s[c] = kMinusInfinity;
     for (Index c = larger(seen.end, columns.begin); c < columns.end; ++c) s[c] = kMinusInfinity;
+    double far = 0;
+    if constexpr (kAlibi) {
+      const Index nearest = larger(seen.end - 1, columns.begin);
+      const Index distance = (b.first + r - b.key - nearest) * call_.bias.stride + b.piece.position;
+      far = static_cast<double>(b.slope) * static_cast<double>(distance);
+      add_slope(b, s, columns, nearest);
+    }
+    const float unit = kAlibi ? 1.0f : call_.scale;  // of what is in s
 
     V highest[2] = {I::set1(kMinusInfinity), I::set1(kMinusInfinity)};
     Index c = columns.begin;
@@ -250,13 +290,16 @@ class Forward {
     }
     if (c < columns.end) highest[0] = I::max(highest[0], I::load(s + c));
     float& row_max = layout_.row_max[b.local + r];
-    const float tile_max = call_.scale * I::reduce_max(I::max(highest[0], highest[1]));
+    const float nearest_max = unit * I::reduce_max(I::max(highest[0], highest[1]));
+    const float tile_max =
+        kAlibi ? static_cast<float>(static_cast<double>(nearest_max) - far) : nearest_max;
     const float new_max = tile_max > row_max ? tile_max : row_max;
     // Where nothing has been seen yet, any finite shift gives e^-inf = 0.
     const float shift = new_max == kMinusInfinity ? 0.0f : new_max;
 
-    const float base_2_shift = shift * kLog2E;
-    const V scale = I::set1(call_.scale * kLog2E), minus_shift = I::set1(-base_2_shift);
+    const float base_2_shift =
+        (kAlibi ? static_cast<float>(static_cast<double>(shift) + far) : shift) * kLog2E;
+    const V scale = I::set1(unit * kLog2E), minus_shift = I::set1(-base_2_shift);
     Dword* p = layout_.p + r * (ld / kPair);
     V sum[2] = {I::set1(0.0f), I::set1(0.0f)};
     const auto probability = [&](Index column) {
@@ -270,7 +313,8 @@ class Forward {
     }
     if (c < columns.end) sum[0] = I::add(sum[0], probability(c));
 
-    const float rescale = power_of_2(row_max * kLog2E - base_2_shift);
+    const float rescale =
+        power_of_2(kAlibi ? (row_max - shift) * kLog2E : row_max * kLog2E - base_2_shift);
     layout_.rescale[r] = rescale;
     float& row_sum = layout_.row_sum[b.local + r];
     row_sum = row_sum * rescale + I::reduce_add(I::add(sum[0], sum[1]));
@@ -298,6 +342,8 @@ class Forward {
   const ForwardCall& call_;
   const ForwardTask& task_;
   Layout layout_;
+  Index kv_head_;
+  float steps_[kLanes] = {};  // lane * bias.stride
 };
 
 }  // namespace

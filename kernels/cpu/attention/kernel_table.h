@@ -18,6 +18,14 @@ using Index = std::int64_t;
 struct Piece {
   Index q_begin, q_len, k_begin, k_len;
   Index min_distance, max_distance;
+  Index head_begin, head_end;  // KV heads
+  Index position;              // what the position of row 0 has on that of key 0
+};
+
+// What depends on p(i, j) = (i - j) * stride + piece.position (args.h: PositionBias).
+struct Bias {
+  const float* slopes;  // (Hq), or null
+  Index stride;
 };
 
 // How much of a problem one thread holds at a time; chosen by shape, never by thread count.
@@ -38,12 +46,14 @@ struct ForwardCall {
   Index head_dim;                   // D
   float scale;
   bool first, last;
+  Bias bias;
   const Piece* pieces;
   TileSizes tiles;
 };
 
 // Rows [row_begin, row_begin + num_rows) of query heads [head_begin, head_begin + num_heads), which
-// all read one KV head, against `num_pieces` pieces in the order given.
+// all read one KV head, against `num_pieces` pieces in the order given. Pieces for other heads are
+// passed over, here and in backward.
 struct ForwardTask {
   const std::int32_t* piece_ids;
   Index num_pieces;
@@ -58,6 +68,7 @@ struct BackwardCall {
   Index num_q;
   Index num_q_heads, num_kv_heads, head_dim;
   float scale;
+  Bias bias;
   const Piece* pieces;
   TileSizes tiles;
 };

@@ -32,20 +32,26 @@ Range rows_of(const Piece& p, Index b, Index block) {
 }  // namespace
 
 void append_pieces(std::span<const AttentionSlice> slices, Index num_q, Index num_k,
-                   std::vector<Piece>& pieces) {
+                   Index num_kv_heads, std::vector<Piece>& pieces) {
   for (const AttentionSlice& s : slices) {
     FARSPAN_CHECK(s.q_begin >= 0 && s.q_len >= 0 && s.q_begin + s.q_len <= num_q,
                   "slice rows [{}, +{}) of {}", s.q_begin, s.q_len, num_q);
     FARSPAN_CHECK(s.k_begin >= 0 && s.k_len >= 0 && s.k_begin + s.k_len <= num_k,
                   "slice keys [{}, +{}) of {}", s.k_begin, s.k_len, num_k);
+    const Index head_begin = s.kv_heads.begin;
+    const Index head_end = std::min<Index>(s.kv_heads.end, num_kv_heads);
+    FARSPAN_CHECK(head_begin >= 0 && head_begin <= head_end, "slice for KV heads [{}, {}) of {}",
+                  s.kv_heads.begin, s.kv_heads.end, num_kv_heads);
     const bool causal = s.kind == MaskKind::kCausal || s.kind == MaskKind::kBand;
     const bool windowed = s.kind == MaskKind::kInverseCausal || s.kind == MaskKind::kBand;
     // delta = i - j + diagonal, so delta >= 0 is i - j >= -diagonal, and so on.
     const Index low = causal ? std::max(-s.diagonal, -kUnbounded) : -kUnbounded;
     const Index high = windowed ? std::min(s.window - 1 - s.diagonal, kUnbounded) : kUnbounded;
-    const bool sees_nothing =
-        s.q_len == 0 || s.k_len == 0 || low > high || low > s.q_len - 1 || high < -(s.k_len - 1);
-    if (!sees_nothing) pieces.push_back({s.q_begin, s.q_len, s.k_begin, s.k_len, low, high});
+    const bool sees_nothing = s.q_len == 0 || s.k_len == 0 || head_begin == head_end ||
+                              low > high || low > s.q_len - 1 || high < -(s.k_len - 1);
+    if (!sees_nothing)
+      pieces.push_back({s.q_begin, s.q_len, s.k_begin, s.k_len, low, high, head_begin, head_end,
+                        s.position_diagonal});
   }
 }
 
@@ -58,7 +64,8 @@ void ForwardSchedule::build(std::span<const Piece> pieces, Index num_q, Index ro
       const Range rows = rows_of(p, b, rows_per_block);
       const Index ends = keys_of(p, rows.begin, rows.begin + 1).length() +
                          keys_of(p, rows.end - 1, rows.end).length();
-      work_[static_cast<std::size_t>(b)] += 0.5 * static_cast<double>(rows.length() * ends);
+      work_[static_cast<std::size_t>(b)] +=
+          0.5 * static_cast<double>(rows.length() * ends * (p.head_end - p.head_begin));
       ++first_[static_cast<std::size_t>(b) + 1];
     }
   std::partial_sum(first_.begin(), first_.end(), first_.begin());

@@ -22,12 +22,12 @@
 namespace farspan::cpu {
 
 // Appends the canonical form of each slice that shows anything. CHECKs that slices lie within
-// num_q x num_k.
+// num_q x num_k and begin at one of the heads.
 void append_pieces(std::span<const AttentionSlice> slices, Index num_q, Index num_k,
-                   std::vector<Piece>& pieces);
+                   Index num_kv_heads, std::vector<Piece>& pieces);
 
-// Pieces of each block of rows, in the order given, and the blocks by falling work, so that the
-// last tasks to start are short ones.
+// Pieces of each block of rows, of all heads, in the order given, and the blocks by falling work,
+// so that the last tasks to start are short ones.
 class ForwardSchedule {
  public:
   void build(std::span<const Piece> pieces, Index num_q, Index rows_per_block);

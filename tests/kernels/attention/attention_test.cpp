@@ -19,6 +19,9 @@ struct Variant {
   bool emulate_amx_tiles = false;
 };
 
+// Failures name the variant.
+void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
+
 std::vector<Variant> all_variants() {
   std::vector<Variant> variants;
   for (const CpuIsa isa :

@@ -63,7 +63,24 @@ struct TestCase {
   std::vector<std::int64_t> hops{};  // lengths of the KV blocks, in order; empty: one block
   double magnitude = 1.0;            // of q and k
   std::uint64_t seed = 1;
+  std::vector<double> slopes{}, decay{};  // of a PositionBias; empty: none
+  std::int64_t position_stride = 1;
+  bool invariant = false;
 };
+
+// The slopes of Press et al. 2021 (section 3) for a number of heads that is a power of two.
+inline std::vector<double> alibi_slopes(std::int64_t num_heads) {
+  std::vector<double> slopes;
+  for (std::int64_t h = 1; h <= num_heads; ++h)
+    slopes.push_back(std::exp2(-8.0 * static_cast<double>(h) / static_cast<double>(num_heads)));
+  return slopes;
+}
+
+// As the kernels see it.
+inline std::vector<double> rounded(std::vector<double> x) {
+  for (double& value : x) value = static_cast<double>(static_cast<float>(value));
+  return x;
+}
 
 // The problem of a case, its inputs rounded to dtype.
 inline AttentionProblem make_problem(const TestCase& c, DType dtype) {
@@ -73,7 +90,10 @@ inline AttentionProblem make_problem(const TestCase& c, DType dtype) {
                      .num_kv_heads = c.num_kv_heads,
                      .head_dim = c.head_dim,
                      .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c.head_dim))),
-                     .slices = c.slices};
+                     .slices = c.slices,
+                     .slopes = rounded(c.slopes),
+                     .decay = rounded(c.decay),
+                     .position_stride = c.position_stride};
   const auto draw = [&](const char* name, std::int64_t rows, std::int64_t heads, double magnitude) {
     const CounterRng rng(c.seed, stream_id(name));
     std::vector<double> x(static_cast<std::size_t>(rows * heads * c.head_dim));
@@ -93,14 +113,15 @@ struct EngineResult {
 };
 
 // The part of the slices that lies on keys [begin, begin + count), moved to that block.
-inline std::vector<AttentionSlice> slices_of_hop(const std::vector<AttentionSlice>& slices,
-                                                 std::int64_t begin, std::int64_t count) {
+inline std::vector<AttentionSlice> slices_of_hop(const TestCase& c, std::int64_t begin,
+                                                 std::int64_t count) {
   std::vector<AttentionSlice> hop;
-  for (AttentionSlice s : slices) {
+  for (AttentionSlice s : c.slices) {
     const std::int64_t first = std::max(s.k_begin, begin);
     const std::int64_t end = std::min(s.k_begin + s.k_len, begin + count);
     if (first >= end) continue;
     s.diagonal -= first - s.k_begin;  // the corner moved to a later key
+    s.position_diagonal -= (first - s.k_begin) * c.position_stride;
     s.k_begin = first - begin;
     s.k_len = end - first;
     hop.push_back(s);
@@ -128,9 +149,17 @@ inline EngineResult run_engine(cpu::AttentionEngine& engine, const TestCase& c,
   r.lse.fill(kNaN);
   const auto hops = c.hops.empty() ? std::vector<std::int64_t>{c.num_k} : c.hops;
   const auto scale = static_cast<float>(p.scale);
+  const auto length = [](const std::vector<double>& x) {
+    return Shape{static_cast<std::int64_t>(x.size())};
+  };
+  Values slopes(DType::kF32, length(p.slopes), p.slopes);
+  Values decay(DType::kF32, length(p.decay), p.decay);
+  const PositionBias bias = {.slopes = p.slopes.empty() ? Tensor{} : slopes.tensor(),
+                             .decay = p.decay.empty() ? Tensor{} : decay.tensor(),
+                             .position_stride = p.position_stride};
   std::int64_t begin = 0;
   for (std::size_t hop = 0; hop < hops.size(); ++hop) {
-    const auto slices = slices_of_hop(c.slices, begin, hops[hop]);
+    const auto slices = slices_of_hop(c, begin, hops[hop]);
     engine.forward({.q = q.tensor(),
                     .k = k.tensor().rows(begin, hops[hop]),
                     .v = v.tensor().rows(begin, hops[hop]),
@@ -139,6 +168,8 @@ inline EngineResult run_engine(cpu::AttentionEngine& engine, const TestCase& c,
                     .row_sum = row_sum.tensor(),
                     .slices = slices,
                     .scale = scale,
+                    .bias = bias,
+                    .invariant = c.invariant,
                     .first = hop == 0,
                     .last = hop + 1 == hops.size(),
                     .out = r.out.tensor(),
@@ -148,7 +179,7 @@ inline EngineResult run_engine(cpu::AttentionEngine& engine, const TestCase& c,
   engine.delta({.out = r.out.tensor(), .dout = dout.tensor(), .delta = delta.tensor()});
   begin = 0;
   for (const std::int64_t count : hops) {
-    const auto slices = slices_of_hop(c.slices, begin, count);
+    const auto slices = slices_of_hop(c, begin, count);
     engine.backward({.q = q.tensor(),
                      .k = k.tensor().rows(begin, count),
                      .v = v.tensor().rows(begin, count),
@@ -159,7 +190,9 @@ inline EngineResult run_engine(cpu::AttentionEngine& engine, const TestCase& c,
                      .dk = r.dk.tensor().rows(begin, count),
                      .dv = r.dv.tensor().rows(begin, count),
                      .slices = slices,
-                     .scale = scale});
+                     .scale = scale,
+                     .bias = bias,
+                     .invariant = c.invariant});
     begin += count;
   }
   return r;

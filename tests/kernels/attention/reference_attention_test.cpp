@@ -49,8 +49,7 @@ AttentionProblem small_problem() {
 
 double loss(const AttentionProblem& p) { return dot(p.dout, reference_attention(p).out); }
 
-TEST(ReferenceAttention, GradientsAreThoseOfItsForwardPass) {
-  const AttentionProblem p = small_problem();
+void expect_gradients(const AttentionProblem& p) {
   const AttentionResult r = reference_attention(p);
   const auto with = [&](std::vector<double> AttentionProblem::*member) {
     return [&p, member](const std::vector<double>& x) {
@@ -62,6 +61,48 @@ TEST(ReferenceAttention, GradientsAreThoseOfItsForwardPass) {
   expect_close(r.dq, numeric_gradient(with(&AttentionProblem::q), p.q), kGradcheckTolerance, "dq");
   expect_close(r.dk, numeric_gradient(with(&AttentionProblem::k), p.k), kGradcheckTolerance, "dk");
   expect_close(r.dv, numeric_gradient(with(&AttentionProblem::v), p.v), kGradcheckTolerance, "dv");
+}
+
+TEST(ReferenceAttention, GradientsAreThoseOfItsForwardPass) { expect_gradients(small_problem()); }
+
+TEST(ReferenceAttention, GradientsWithHeadRangesSlopesAndDecay) {
+  AttentionProblem p = small_problem();
+  p.head_dim = 4;
+  p.q = normals("q", 7 * 4 * 4);
+  p.k = normals("k", 9 * 2 * 4);
+  p.v = normals("v", 9 * 2 * 4);
+  p.dout = normals("dout", 7 * 4 * 4);
+  p.slices[0].kv_heads = {.begin = 1};
+  p.slices[1].kv_heads = {.begin = 0, .end = 1};
+  p.slices[3].position_diagonal = 11;
+  p.position_stride = 3;
+  p.slopes = {0.1, 0.2, 0.05, 0.0};
+  expect_gradients(p);
+  p.decay = {-0.02, -0.3};
+  expect_gradients(p);
+  p.slopes = {};
+  expect_gradients(p);
+}
+
+// By hand: two keys at distances 5 and 3 from the query, head 1 of two KV heads only.
+TEST(ReferenceAttention, BiasIsThatOfTheContract) {
+  AttentionProblem p{
+      .num_q = 1, .num_k = 2, .num_q_heads = 2, .num_kv_heads = 2, .head_dim = 2, .scale = 0.5};
+  p.slices = {{.q_len = 1, .k_len = 2, .position_diagonal = 5, .kv_heads = {.begin = 1}}};
+  p.q = {9, 9, 1, 2};
+  p.k = {9, 9, 3, 4, 9, 9, 5, 6};
+  p.v = {9, 9, 1, 0, 9, 9, 0, 1};
+  p.slopes = {7.0, 0.25};
+  p.decay = {-0.5};
+  p.position_stride = 2;
+  const AttentionResult r = reference_attention(p);
+  const double first = 0.5 * 11 * std::exp2(-2.5) - 0.25 * 5;
+  const double second = 0.5 * 17 * std::exp2(-1.5) - 0.25 * 3;
+  EXPECT_NEAR(r.lse[1], std::log(std::exp(first) + std::exp(second)), 1e-14);
+  EXPECT_NEAR(r.out[2], std::exp(first - r.lse[1]), 1e-14);
+  EXPECT_NEAR(r.out[3], std::exp(second - r.lse[1]), 1e-14);
+  EXPECT_EQ(r.out[0], 0);
+  EXPECT_EQ(r.lse[0], -std::numeric_limits<double>::infinity());
 }
 
 TEST(ReferenceAttention, OneKeyIsCopiedAndNoKeyGivesZero) {
