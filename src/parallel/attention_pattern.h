@@ -76,6 +76,11 @@ struct MaskTile {
   HeadRange kv_heads;
 };
 
+// The blocks before `query_block` that kBigBird draws for it beyond its window and the global ones,
+// ascending: min(random_blocks, those that there are), distinct.
+std::vector<std::int64_t> random_blocks_of(const AttentionPattern& pattern,
+                                           std::int64_t query_block);
+
 // All visible (query, key, head) triples of a document of `length` tokens, each in one tile (in
 // several where a dilated mixture counts it more than once). Queries ascend; for one query, keys
 // ascend, but for a dilated mixture's branches. CHECKs what validate() refuses.
@@ -83,16 +88,20 @@ std::vector<MaskTile> mask_tiles(const AttentionPattern& pattern, std::int64_t l
                                  std::int64_t num_kv_heads);
 
 // Visible keys summed over rows, mean over query heads: what a rank's share of work is weighed by.
+// Every pattern has a closed form: no call depends on the length.
 class RowArea {
  public:
   explicit RowArea(AttentionPattern pattern, std::int64_t num_kv_heads = 1);
-  // Rows [begin, end) of a document of `length` tokens.
+  // Rows [begin, end) of a document of `length` tokens. Exact (below 2^53).
   double of_rows(std::int64_t begin, std::int64_t end, std::int64_t length) const;
-  // Key j may be needed by rows up to j + reach() - 1 only (kFarDistance: by any later row).
+  // Key j may be needed by rows up to j + reach() - 1 only (kFarDistance: by any later row). Sinks
+  // are not counted: the document's first pattern().sinks keys may be needed by any later row.
   std::int64_t reach() const;
   const AttentionPattern& pattern() const { return pattern_; }
 
  private:
+  double before(std::int64_t row, std::int64_t length) const;  // of_rows(0, row, length)
+
   AttentionPattern pattern_;
   std::int64_t num_kv_heads_;
 };

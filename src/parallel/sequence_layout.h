@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -18,7 +19,8 @@
 
 namespace farspan {
 
-// begin, begin + stride, begin + 2 stride, ... below end. Canonical: end is the last one plus 1.
+// begin, begin + stride, begin + 2 stride, ... below end. Canonical: end is the last one plus 1,
+// and the stride of a single one is 1.
 struct IndexRange {
   std::int64_t begin = 0, end = 0;  // [begin, end)
   std::int64_t stride = 1;
@@ -44,12 +46,16 @@ class SequenceLayout {
   static SequenceLayout make(LayoutKind kind, std::int64_t sequences, std::int64_t length,
                              int ranks, std::int64_t block = 1);
   // Any assignment, rows in the order given. Together the ranks must cover [0, n) once, and all
-  // runs that hold more than one token must have the same stride.
+  // runs that hold more than one token must have the same stride. Runs are made canonical.
   explicit SequenceLayout(std::vector<std::vector<IndexRange>> ranges);
 
   // The same tokens on each rank, ordered so that every run steps by `stride` times the present
   // stride: runs are split by residue. For patterns with dilation.
   SequenceLayout refined(std::int64_t stride) const;
+  // Refined by the least that makes stride() a multiple of `row_stride`.
+  SequenceLayout fitted(std::int64_t row_stride) const {
+    return refined(row_stride / std::gcd(stride_, row_stride));
+  }
   // Tokens between neighbours of a run; 1 when nothing is strided.
   std::int64_t stride() const { return stride_; }
 
@@ -68,13 +74,22 @@ class SequenceLayout {
                   global.size(), num_tokens_);
     std::vector<T> local;
     local.reserve(static_cast<std::size_t>(local_tokens(rank)));
-    for (const IndexRange& r : ranges(rank))
+    for (const IndexRange& r : ranges(rank)) {
+      if (r.stride == 1) {
+        local.insert(local.end(), global.begin() + r.begin, global.begin() + r.end);
+        continue;
+      }
       for (std::int64_t i = r.begin; i < r.end; i += r.stride)
         local.push_back(global[static_cast<std::size_t>(i)]);
+    }
     return local;
   }
 
  private:
+  // As above; runs of one token alone do not tell the stride.
+  SequenceLayout(std::vector<std::vector<IndexRange>> ranges, std::int64_t stride);
+  void check_cover() const;
+
   std::vector<std::vector<IndexRange>> ranges_;
   std::vector<std::int64_t> local_;
   std::int64_t num_tokens_ = 0;

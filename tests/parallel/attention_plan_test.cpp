@@ -8,7 +8,6 @@
 #include <random>
 #include <set>
 
-#include "parallel/attention.h"
 #include "parallel/random_documents.h"
 
 namespace farspan {
@@ -166,29 +165,6 @@ TEST(AttentionPlan, ContiguousRowsStopAtTheLastRank) {
   std::int64_t sent = 0;
   for (int r = 0; r < 4; ++r) sent += plan_of(segments, layout, r).rows_sent();
   EXPECT_EQ(sent, 20 * (3 + 2 + 1));
-}
-
-// The published formulas of dense ring attention bound the zigzag plan: (P-1) 4 c Hkv d forward.
-TEST(AttentionPlan, ZigzagBytesAgainstTheDenseFormula) {
-  const std::int64_t length = 8192, kv_heads = 2, dim = 32;
-  for (int ranks : {2, 4, 8}) {
-    const std::vector<std::int32_t> segments(static_cast<std::size_t>(length), 0);
-    const auto layout = SequenceLayout::make(LayoutKind::kZigzag, 1, length, ranks);
-    AttentionBytes sum;
-    for (int r = 0; r < ranks; ++r) {
-      const auto plan = plan_of(segments, layout, r);
-      const AttentionBytes b =
-          attention_bytes("ring", plan, {}, {kv_heads, kv_heads, dim, DType::kBF16}, false);
-      sum.forward += b.forward;
-      sum.backward += b.backward;
-    }
-    const std::int64_t dense = length * (ranks - 1) * 4 * kv_heads * dim;
-    EXPECT_LE(sum.forward, dense);
-    // Only the very last run of the sequence is needed by nobody else.
-    EXPECT_GE(static_cast<double>(sum.forward), static_cast<double>(dense) * (1 - 0.6 / ranks));
-    EXPECT_EQ(sum.backward, sum.forward * 3)
-        << "dK, dV in f32: twice the bytes, one message per hop";
-  }
 }
 
 }  // namespace
