@@ -82,12 +82,15 @@ struct HeadShape {
 AttentionBytes attention_bytes(std::string_view strategy, const AttentionPlan& plan,
                                const ContextPlace& place, const HeadShape& heads, bool invariant);
 
-// The query heads [begin, end) that Ulysses rank u of U computes, and the model's KV head behind
-// each of its local KV heads: the model's own while the groups stay whole, otherwise one per query
-// head or shared copies (U > Hkv). CHECKs that U divides num_heads.
+// The query heads [q_begin, q_end) that Ulysses rank u of U computes, and the model's KV head
+// behind each of its local KV heads, ascending: the model's own while groups stay whole, otherwise
+// one for every gcd(Hq / U, Hq / Hkv) query heads, so that a head may have several copies on one
+// rank and (U > Hkv) on several. Distinct heads are consecutive. CHECKs that U divides num_heads.
 struct HeadShare {
   std::int64_t q_begin = 0, q_end = 0;
   std::vector<std::int32_t> kv_heads;
+  bool shared = false;  // groups are not whole: gradients of KV heads are summed over ranks
+  std::int64_t num_distinct() const { return kv_heads.back() - kv_heads.front() + 1; }
 };
 HeadShare ulysses_heads(std::int64_t num_heads, std::int64_t num_kv_heads, int u, int size);
 

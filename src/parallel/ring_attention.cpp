@@ -1,9 +1,10 @@
 #include "parallel/ring_attention.h"
 
 #include <array>
-#include <cmath>
 #include <utility>
 #include <vector>
+
+#include "parallel/attention_parts.h"
 
 namespace farspan {
 namespace {
@@ -21,33 +22,6 @@ struct Pair {
 Pair take_pair(Arena& arena, const Tensor& like, DType dtype, std::int64_t max_rows,
                std::string_view name) {
   return {arena.take(dtype, like.shape.with_rows(2 * max_rows), name)};
-}
-
-// dst rows 0.. = the given rows of src, squeezed together.
-void gather(const StepContext& ctx, Tensor src, const std::vector<IndexRange>& ranges, Tensor dst) {
-  std::int64_t row = 0;
-  for (const IndexRange& r : ranges) {
-    ctx.kernels().copy({.src = src.rows(r.begin, r.size()), .dst = dst.rows(row, r.size())},
-                       ctx.stream());
-    row += r.size();
-  }
-}
-
-// The given rows of dst += src rows 0.., in f32.
-void scatter_add(const StepContext& ctx, Tensor src, const std::vector<IndexRange>& ranges,
-                 Tensor dst) {
-  std::int64_t row = 0;
-  for (const IndexRange& r : ranges) {
-    const Tensor into = dst.rows(r.begin, r.size());
-    ctx.kernels().add({.a = into, .b = src.rows(row, r.size()), .out = into}, ctx.stream());
-    row += r.size();
-  }
-}
-
-void wait_exposed(const StepContext& ctx, Pending& pending) {
-  if (!pending.active()) return;
-  auto section = ctx.trace.section("attention.exposed");
-  pending.wait();
 }
 
 // The journey of K and V round the ring: at() gives the block of the hop at hand, start() sends on
@@ -73,8 +47,8 @@ class KvRing {
     if (h > 0 && hop.num_forwarded == hop.kv_rows) {
       send = buffers_[h % 2].message(hop.kv_rows);  // all of it goes on: no packing
     } else {
-      gather(ctx_, k_, hop.forwarded, packed_.first(hop.num_forwarded));
-      gather(ctx_, v_, hop.forwarded, packed_.second(hop.num_forwarded));
+      pack_rows(ctx_, k_, hop.forwarded, packed_.first(hop.num_forwarded));
+      pack_rows(ctx_, v_, hop.forwarded, packed_.second(hop.num_forwarded));
       send = packed_.message(hop.num_forwarded);
     }
     const Message to{(rank + 1) % size, send};
@@ -152,10 +126,10 @@ class GradientRing {
       onward = sent_.buffer.rows(0, 2 * hop.num_forwarded);
       homeward = sent_.buffer.rows(2 * hop.num_forwarded, 2 * hop.num_ended);
       const Tensor dk = partial_.first(hop.kv_rows), dv = partial_.second(hop.kv_rows);
-      gather(ctx_, dk, hop.forwarded, onward.rows(0, hop.num_forwarded));
-      gather(ctx_, dv, hop.forwarded, onward.rows(hop.num_forwarded, hop.num_forwarded));
-      gather(ctx_, dk, hop.ended, homeward.rows(0, hop.num_ended));
-      gather(ctx_, dv, hop.ended, homeward.rows(hop.num_ended, hop.num_ended));
+      pack_rows(ctx_, dk, hop.forwarded, onward.rows(0, hop.num_forwarded));
+      pack_rows(ctx_, dv, hop.forwarded, onward.rows(hop.num_forwarded, hop.num_forwarded));
+      pack_rows(ctx_, dk, hop.ended, homeward.rows(0, hop.num_ended));
+      pack_rows(ctx_, dv, hop.ended, homeward.rows(hop.num_ended, hop.num_ended));
     }
     std::vector<Message> sends, recvs;
     if (hop.num_forwarded > 0) sends.push_back({(rank + 1) % size, onward});
@@ -172,8 +146,8 @@ class GradientRing {
     if (h == 0) return;
     wait_exposed(ctx_, pending_);
     const AttentionPlan::Hop& hop = plan_.hops[h];
-    scatter_add(ctx_, home_.first(hop.num_returned), hop.returned, grads_.dk);
-    scatter_add(ctx_, home_.second(hop.num_returned), hop.returned, grads_.dv);
+    add_rows(ctx_, home_.first(hop.num_returned), hop.returned, grads_.dk);
+    add_rows(ctx_, home_.second(hop.num_returned), hop.returned, grads_.dv);
   }
 
   const StepContext& ctx_;
@@ -184,17 +158,10 @@ class GradientRing {
   Pending pending_;
 };
 
-PositionBias position_bias(const BiasTables& bias, const StepContext& ctx) {
-  return {
-      .slopes = bias.slopes, .decay = bias.decay, .position_stride = ctx.plan().position_stride};
-}
-
-float score_scale(const Tensor& q) { return 1.0f / std::sqrt(static_cast<float>(q.shape[2])); }
-
 }  // namespace
 
-void RingAttention::forward(const AttentionInputs& in, Tensor out, Tensor lse,
-                            const BiasTables& bias, const StepContext& ctx) const {
+void ring_forward(const AttentionInputs& in, Tensor out, Tensor lse, const BiasTables& bias,
+                  const StepContext& ctx) {
   auto scope = ctx.scratch.scope();
   const std::int64_t num_tokens = in.q.shape[0], num_heads = in.q.shape[1];
   const Tensor acc = ctx.scratch.take(DType::kF32, in.q.shape, "attention.accumulator");
@@ -224,12 +191,10 @@ void RingAttention::forward(const AttentionInputs& in, Tensor out, Tensor lse,
   }
 }
 
-void RingAttention::backward(const AttentionInputs& in, Tensor out, Tensor lse, Tensor dout,
-                             const BiasTables& bias, const AttentionGradients& grads,
-                             const StepContext& ctx) const {
+void ring_backward(const AttentionInputs& in, Tensor lse, Tensor delta, Tensor dout,
+                   const BiasTables& bias, const AttentionGradients& grads,
+                   const StepContext& ctx) {
   auto scope = ctx.scratch.scope();
-  const Tensor delta = ctx.scratch.take(DType::kF32, lse.shape, "attention.delta");
-  ctx.kernels().attention_delta({.out = out, .dout = dout, .delta = delta}, ctx.stream());
   for (const Tensor& grad : {grads.dq, grads.dk, grads.dv})
     ctx.kernels().fill({.dst = grad, .value = 0}, ctx.stream());
   KvRing kv(in, ctx);
@@ -254,6 +219,20 @@ void RingAttention::backward(const AttentionInputs& in, Tensor out, Tensor lse, 
     kv.finish(h);
   }
   gradients.finish();
+}
+
+void RingAttention::forward(const AttentionInputs& in, Tensor out, Tensor lse,
+                            const BiasTables& bias, const StepContext& ctx) const {
+  ring_forward(in, out, lse, bias, ctx);
+}
+
+void RingAttention::backward(const AttentionInputs& in, Tensor out, Tensor lse, Tensor dout,
+                             const BiasTables& bias, const AttentionGradients& grads,
+                             const StepContext& ctx) const {
+  auto scope = ctx.scratch.scope();
+  const Tensor delta = ctx.scratch.take(DType::kF32, lse.shape, "attention.delta");
+  ctx.kernels().attention_delta({.out = out, .dout = dout, .delta = delta}, ctx.stream());
+  ring_backward(in, lse, delta, dout, bias, grads, ctx);
 }
 
 }  // namespace farspan
