@@ -319,9 +319,9 @@ void check_slices(const Contract& rule, std::span<const AttentionSlice> slices, 
                         s.k_begin >= 0 && s.k_len >= 0 && s.k_begin + s.k_len <= tk;
     const bool windowed = s.kind == MaskKind::kBand || s.kind == MaskKind::kInverseCausal;
     if (!inside || (windowed && s.window <= 0))
-      rule.fail(fmt::format(
-          "slice q [{}, +{}) k [{}, +{}) window {} does not fit {} queries and {} keys", s.q_begin,
-          s.q_len, s.k_begin, s.k_len, s.window, tq, tk));
+      rule.fail(
+          fmt::format("slice q [{}, +{}) k [{}, +{}) window {} does not fit {} queries and {} keys",
+                      s.q_begin, s.q_len, s.k_begin, s.k_len, s.window, tq, tk));
     const HeadRange& range = s.kv_heads;
     if (range.begin < 0 || range.begin >= heads || range.end <= range.begin)
       rule.fail(fmt::format("slice q [{}, +{}) k [{}, +{}) is for KV heads [{}, {}) of {}",
