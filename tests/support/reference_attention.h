@@ -86,18 +86,22 @@ inline void add_row(double factor, const double* x, double* y, std::int64_t n) {
   for (std::int64_t d = 0; d < n; ++d) y[d] += factor * x[d];
 }
 
-// What xPos multiplies the products of each dim by; ones without xPos.
-inline std::vector<double> xpos_factors(const AttentionProblem& p, double distance) {
-  std::vector<double> factors(static_cast<std::size_t>(p.head_dim), 1.0);
+// Sets what xPos multiplies the products of each dim by; without xPos the factors stay as they are.
+inline void set_factors(const AttentionProblem& p, double distance, std::vector<double>& factors) {
   for (std::size_t c = 0; c < p.decay.size(); ++c)
     factors[c] = factors[c + p.decay.size()] = std::exp2(p.decay[c] * distance);
-  return factors;
 }
 
-// sum += factor * weights * x, elementwise.
+inline double weighted_dot(const std::vector<double>& weights, const double* a, const double* b) {
+  double sum = 0;
+  for (std::size_t d = 0; d < weights.size(); ++d) sum += weights[d] * a[d] * b[d];
+  return sum;
+}
+
+// y += factor * weights * x, elementwise.
 inline void add_weighted(double factor, const std::vector<double>& weights, const double* x,
-                         double* sum) {
-  for (std::size_t d = 0; d < weights.size(); ++d) sum[d] += factor * weights[d] * x[d];
+                         double* y) {
+  for (std::size_t d = 0; d < weights.size(); ++d) y[d] += factor * weights[d] * x[d];
 }
 
 // One row of one head, forward then backward.
@@ -113,12 +117,12 @@ inline void attend(const AttentionProblem& p, std::int64_t t, std::int64_t head,
     return;
   }
   const double slope = p.slopes.empty() ? 0.0 : p.slopes[static_cast<std::size_t>(head)];
-  std::vector<double> score;
+  std::vector<double> score, factors(static_cast<std::size_t>(n), 1.0);
   double highest = -std::numeric_limits<double>::infinity();
   for (const auto& [key, distance] : keys) {
-    std::vector<double> product(static_cast<std::size_t>(n), 0.0);
-    add_weighted(1.0, xpos_factors(p, distance), p.k.data() + at_k(key), product.data());
-    score.push_back(p.scale * dot_rows(p.q.data() + at_q, product.data(), n) - slope * distance);
+    set_factors(p, distance, factors);
+    const double product = weighted_dot(factors, p.q.data() + at_q, p.k.data() + at_k(key));
+    score.push_back(p.scale * product - slope * distance);
     highest = std::max(highest, score.back());
   }
   double sum = 0;
@@ -132,7 +136,7 @@ inline void attend(const AttentionProblem& p, std::int64_t t, std::int64_t head,
   r.delta[stat] = dot_rows(dout, r.out.data() + at_q, n);
   for (std::size_t i = 0; i < keys.size(); ++i) {
     const std::int64_t key = at_k(keys[i].key);
-    const std::vector<double> factors = xpos_factors(p, keys[i].distance);
+    set_factors(p, keys[i].distance, factors);
     const double probability = std::exp(score[i] - r.lse[stat]);
     const double dscore = probability * (dot_rows(dout, p.v.data() + key, n) - r.delta[stat]);
     add_row(probability, dout, r.dv.data() + key, n);
