@@ -1,24 +1,57 @@
 #include "model/position.h"
 
+#include <bit>
 #include <cmath>
 
 #include "core/error.h"
 
 namespace farspan {
+namespace {
+
+// zeta_c = (2c/d + gamma) / (1 + gamma), gamma = 0.4 (Sun et al. 2022, eq. 16).
+std::vector<double> xpos_decay(std::int64_t head_dim, double scale_base) {
+  constexpr double kGamma = 0.4;
+  std::vector<double> decay;
+  for (std::int64_t c = 0; c < head_dim / 2; ++c) {
+    const double share = 2.0 * static_cast<double>(c) / static_cast<double>(head_dim);
+    decay.push_back(std::log2((share + kGamma) / (1.0 + kGamma)) / scale_base);
+  }
+  return decay;
+}
+
+}  // namespace
+
+std::vector<double> alibi_slopes(std::int64_t num_heads) {
+  FARSPAN_CHECK(num_heads > 0, "{} heads", num_heads);
+  const auto whole =
+      static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(num_heads)));
+  const auto slope = [](std::int64_t h, std::int64_t heads) {
+    return std::exp2(-8.0 * static_cast<double>(h) / static_cast<double>(heads));
+  };
+  std::vector<double> slopes;
+  for (std::int64_t h = 1; h <= whole; ++h) slopes.push_back(slope(h, whole));
+  for (std::int64_t h = 1; h <= num_heads - whole; ++h)
+    slopes.push_back(slope(2 * h - 1, 2 * whole));
+  return slopes;
+}
 
 PositionTable make_position_table(const config::Model& model) {
+  const std::string& position = model.position();
   const std::string& scaling = model.rope().scaling().type();
-  if (model.position() != "rope" || scaling != "none")
+  const bool rotates = position == "rope" || position == "xpos";
+  if ((!rotates && position != "alibi" && position != "none") || scaling != "none")
     throw Error(ExitCode::kUsage,
                 {.what = fmt::format("position '{}' with rotary scaling '{}' is not built yet",
-                                     model.position(), scaling),
+                                     position, scaling),
                  .where = "model.position, model.rope.scaling.type",
-                 .fix = "use position: rope with scaling: {type: none}"});
+                 .fix = "use position: rope, xpos, alibi or none with scaling: {type: none}"});
   PositionTable table;
   const std::int64_t dim = model.head_dim();
-  for (std::int64_t j = 0; j < dim / 2; ++j)
+  for (std::int64_t j = 0; rotates && j < dim / 2; ++j)
     table.inv_freq.push_back(
         std::pow(model.rope().theta(), -2.0 * static_cast<double>(j) / static_cast<double>(dim)));
+  if (position == "xpos") table.decay = xpos_decay(dim, model.xpos_scale_base());
+  if (position == "alibi") table.slopes = alibi_slopes(model.num_attention_heads());
   return table;
 }
 

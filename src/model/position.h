@@ -1,4 +1,9 @@
 // Position schemes resolve to plain tables, once, in double: a new scheme touches no kernel.
+//
+//   rope    queries and keys are rotated               (RoFormer, Su et al. 2021, eq. 15)
+//   xpos    rotated, and scores decay with distance    (Sun et al. 2022, eq. 13-16)
+//   alibi   nothing is rotated; a slope for each head  (Press et al. 2021, section 3)
+//   none    no positions at all
 #pragma once
 
 #include <cstdint>
@@ -11,10 +16,16 @@ namespace farspan {
 struct PositionTable {
   std::vector<double> inv_freq;  // (head_dim / 2): theta^(-2j/d); empty when nothing is rotated
   double attention_scale = 1.0;  // multiplies cos and sin
+  std::vector<double> slopes;    // (num_attention_heads): ALiBi's m_h; else empty
+  std::vector<double> decay;     // (head_dim / 2): xPos's log2(zeta_c) / scale_base; else empty
 };
 
-// From model.position and model.rope (RoFormer, Su et al. 2021, eq. 15). Throws Error(kUsage) for a
-// scheme that is not built.
+// From model.position, model.rope and model.xpos_scale_base. Throws Error(kUsage) for a scheme that
+// is not built.
 PositionTable make_position_table(const config::Model& model);
+
+// m_h = 2^(-8 h / H), h = 1..H, for H a power of two; otherwise, with n the largest power of two
+// below H, the n slopes of n heads followed by the 1st, 3rd, 5th ... of 2n heads.
+std::vector<double> alibi_slopes(std::int64_t num_heads);
 
 }  // namespace farspan

@@ -22,19 +22,29 @@ Transformer::Transformer(const config::Model& model, DType compute, ParameterSto
 }
 
 void Transformer::allocate(Arena& arena, Backend& backend) {
-  const auto n = static_cast<std::int64_t>(table_.inv_freq.size());
-  inv_freq_ = arena.take(DType::kF64, {n}, "rope.inv_freq");
-  backend.device().copy(inv_freq_.data, reinterpret_cast<const std::byte*>(table_.inv_freq.data()),
-                        inv_freq_.bytes(), backend.stream());
+  const auto put = [&](DType dtype, const auto& host, std::string_view name) {
+    if (host.empty()) return Tensor{};
+    const Tensor t = arena.take(dtype, {static_cast<std::int64_t>(host.size())}, name);
+    backend.device().copy(t.data, reinterpret_cast<const std::byte*>(host.data()), t.bytes(),
+                          backend.stream());
+    return t;
+  };
+  const std::vector<float> slopes(table_.slopes.begin(), table_.slopes.end());
+  const std::vector<float> decay(table_.decay.begin(), table_.decay.end());
+  inv_freq_ = put(DType::kF64, table_.inv_freq, "rope.inv_freq");
+  bias_ = {.slopes = put(DType::kF32, slopes, "alibi.slopes"),
+           .decay = put(DType::kF32, decay, "xpos.decay")};
   backend.stream().synchronize();
 }
 
 RopeTables Transformer::rope_tables(const TokenTensors& batch, Arena& arena,
                                     const StepContext& ctx) const {
+  RopeTables rope;
+  rope.bias = bias_;
+  if (!inv_freq_.defined()) return rope;
   const Shape shape{batch.tokens.shape[0], inv_freq_.shape[0]};
-  const RopeTables rope{.cos = arena.take(DType::kF32, shape, "rope.cos"),
-                        .sin = arena.take(DType::kF32, shape, "rope.sin"),
-                        .bias = {}};
+  rope.cos = arena.take(DType::kF32, shape, "rope.cos");
+  rope.sin = arena.take(DType::kF32, shape, "rope.sin");
   ctx.kernels().rope_table({.positions = batch.positions,
                             .inv_freq = inv_freq_,
                             .cos = rope.cos,

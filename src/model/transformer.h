@@ -28,7 +28,7 @@ class Transformer {
   Transformer(const config::Model& model, DType compute, ParameterStore& parameters,
               const Attention& attention);
 
-  // Device copy of the rotary frequencies; from an arena that lives as long as the model.
+  // Device copies of the position tables; from an arena that lives as long as the model.
   void allocate(Arena& arena, Backend& backend);
 
   void forward_backward(const TokenTensors& batch, const LossSums& sums,
@@ -48,7 +48,8 @@ class Transformer {
   config::Model config_;
   DType compute_;
   PositionTable table_;
-  Tensor inv_freq_;  // (D / 2) f64
+  Tensor inv_freq_;  // (D / 2) f64; undefined when nothing is rotated
+  BiasTables bias_;
   Parameter* embedding_;
   std::vector<Block> blocks_;
   std::unique_ptr<LossHead> head_;

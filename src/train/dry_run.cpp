@@ -17,12 +17,40 @@ std::string human_bytes(double bytes) {
 
 }  // namespace
 
+// A rank on the dry backend.
+struct MemoryProbe::Model {
+  Model(const config::RunConfig& config, int rank, int num_ranks)
+      : backend(make_backend({.kind = DeviceKind::kDry})),
+        world(make_dry_communicator(rank, num_ranks)),
+        mesh(make_mesh(config, *world)),
+        engine(config, *backend, mesh, ArenaSizes{}, trace) {}
+
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Communicator> world;
+  Mesh mesh;
+  Trace trace;
+  Engine engine;
+};
+
+MemoryProbe::MemoryProbe(const config::RunConfig& config, int rank, int num_ranks)
+    : model_(std::make_unique<Model>(config, rank, num_ranks)) {}
+MemoryProbe::~MemoryProbe() = default;
+MemoryProbe::MemoryProbe(MemoryProbe&&) noexcept = default;
+
+PassMemory MemoryProbe::train(const MicroBatch& micro) {
+  model_->engine.train_step({&micro, 1}, /*lr=*/0, {});
+  return model_->engine.pass_memory();
+}
+
+PassMemory MemoryProbe::evaluate(const MicroBatch& micro) {
+  model_->engine.evaluate(micro);
+  return model_->engine.pass_memory();
+}
+
 DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
   const auto backend = make_backend({.kind = DeviceKind::kDry});
   const auto world = make_dry_communicator(rank, num_ranks);
-  const Mesh mesh(*world, static_cast<int>(config.parallel().data()),
-                  static_cast<int>(config.parallel().context()),
-                  static_cast<int>(std::max<std::int64_t>(config.parallel().ulysses(), 1)));
+  const Mesh mesh = make_mesh(config, *world);
   Trace trace;
   Engine engine(config, *backend, mesh, ArenaSizes{}, trace);
 

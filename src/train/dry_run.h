@@ -2,6 +2,7 @@
 // formula that could drift from the code.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -34,8 +35,31 @@ struct DryRunReport {
 };
 
 // One optimizer step, and one evaluation pass if the run evaluates, of `rank` of `num_ranks`. Every
-// sequence is taken as one document, which needs the most.
+// sequence is taken as one document: the most work, and the most memory but for what MemoryProbe
+// knows better.
 DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks);
+
+// What micro-batches need on a rank, from passes over them on the dry backend: no tokens are
+// computed, so that it costs little beside making them. One model is kept for asking again. Layouts
+// and masks that follow the documents make micro-batches of one run differ; dry_run() knows none of
+// the documents.
+//
+//   MemoryProbe probe(config, world.rank(), world.size());
+//   micro.memory = probe.train(micro);      engine.reserve(micro.memory);
+class MemoryProbe {
+ public:
+  MemoryProbe(const config::RunConfig& config, int rank, int num_ranks);
+  ~MemoryProbe();
+  MemoryProbe(MemoryProbe&&) noexcept;
+
+  // The most that this micro-batch or an earlier one of this probe needs.
+  PassMemory train(const MicroBatch& micro);
+  PassMemory evaluate(const MicroBatch& micro);
+
+ private:
+  struct Model;
+  std::unique_ptr<Model> model_;
+};
 
 // The report as a table for people.
 std::string to_text(const DryRunReport& report, const config::RunConfig& config);

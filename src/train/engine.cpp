@@ -1,5 +1,6 @@
 #include "train/engine.h"
 
+#include <algorithm>
 #include <array>
 
 namespace farspan {
@@ -19,6 +20,12 @@ std::vector<OptimizerParameter> optimizer_parameters(ParameterStore& store) {
 
 }  // namespace
 
+Mesh make_mesh(const config::RunConfig& config, Communicator& world) {
+  const config::Parallel& parallel = config.parallel();
+  return {world, static_cast<int>(parallel.data()), static_cast<int>(parallel.context()),
+          static_cast<int>(std::max<std::int64_t>(parallel.ulysses(), 1))};
+}
+
 DType compute_dtype(const config::RunConfig& config) {
   return config.train().precision() == "fp32" ? DType::kF32 : DType::kBF16;
 }
@@ -34,26 +41,49 @@ Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& me
       weights_(backend.device(), sizes.weights, "weights"),
       gradients_(backend.device(), sizes.gradients, "gradients"),
       optimizer_states_(backend.device(), sizes.optimizer, "optimizer"),
-      activations_(backend.device(), sizes.activations, "activations"),
-      scratch_(backend.device(), sizes.scratch, "scratch"),
-      batch_(backend.device(), sizes.batch, "batch"),
+      activations_(std::make_unique<Arena>(backend.device(), sizes.activations, "activations")),
+      scratch_(std::make_unique<Arena>(backend.device(), sizes.scratch, "scratch")),
+      batch_(std::make_unique<Arena>(backend.device(), sizes.batch, "batch")),
       attention_(make_attention(config.parallel().attention())),
       model_(config.model(), compute_, parameters_, *attention_) {
   parameters_.allocate({weights_, gradients_, &optimizer_states_}, compute_);
   model_.allocate(weights_, backend_);
   optimizer_ = std::make_unique<AdamW>(config.optimizer(), optimizer_parameters(parameters_));
-  optimizer_->allocate(batch_, backend_);
-  sums_ = batch_.take(DType::kF64, {kNumSums}, "step.sums");
-  eval_sums_ = batch_.take(DType::kF64, {2}, "evaluation.sums");
+  optimizer_->allocate(optimizer_states_, backend_);
+  sums_ = optimizer_states_.take(DType::kF64, {kNumSums}, "step.sums");
+  eval_sums_ = optimizer_states_.take(DType::kF64, {2}, "evaluation.sums");
   backend_.kernels().fill({.dst = eval_sums_, .value = 0}, backend_.stream());
 }
 
 void Engine::initialize() { parameters_.initialize(seed_, backend_); }
 
+bool Engine::reserve(const PassMemory& memory) {
+  bool grown = false;
+  const auto grow = [&](std::unique_ptr<Arena>& arena, std::size_t bytes) {
+    if (bytes <= arena->capacity()) return;
+    FARSPAN_CHECK(arena->used() == 0, "arena '{}' grows while in use", arena->name());
+    const std::string name = arena->name();
+    arena.reset();  // first: both together may not fit
+    arena = std::make_unique<Arena>(backend_.device(), bytes, name);
+    grown = true;
+  };
+  backend_.stream().synchronize();
+  grow(activations_, memory.activations);
+  grow(scratch_, memory.scratch);
+  grow(batch_, memory.batch);
+  return grown;
+}
+
+PassMemory Engine::pass_memory() const {
+  return {.activations = activations_->high_water(),
+          .scratch = scratch_->high_water(),
+          .batch = batch_->high_water()};
+}
+
 StepContext Engine::context(const MicroBatch& micro_batch) const {
   return {.backend = backend_,
-          .saved = activations_,
-          .scratch = scratch_,
+          .saved = *activations_,
+          .scratch = *scratch_,
           .mesh = mesh_,
           .plans = micro_batch.plans,
           .trace = trace_,
@@ -62,7 +92,7 @@ StepContext Engine::context(const MicroBatch& micro_batch) const {
 
 TokenTensors Engine::upload(const MicroBatch& micro_batch) {
   const auto put = [&](const std::vector<std::int32_t>& host, std::string_view name) {
-    const Tensor t = batch_.take(DType::kI32, {static_cast<std::int64_t>(host.size())}, name);
+    const Tensor t = batch_->take(DType::kI32, {static_cast<std::int64_t>(host.size())}, name);
     backend_.device().copy(t.data, reinterpret_cast<const std::byte*>(host.data()), t.bytes(),
                            backend_.stream());
     return t;
@@ -88,7 +118,7 @@ void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
 
   const LossSums losses{.loss_sum = sum(kLoss), .valid_count = sum(kValid)};
   for (const MicroBatch& m : micro_batches) {
-    auto scope = batch_.scope();
+    auto scope = batch_->scope();
     model_.forward_backward(upload(m), losses, policy_, context(m));
   }
   {
@@ -122,7 +152,7 @@ StepResult Engine::read_step() {
 }
 
 void Engine::evaluate(const MicroBatch& micro_batch) {
-  auto scope = batch_.scope();
+  auto scope = batch_->scope();
   model_.forward(upload(micro_batch),
                  {.loss_sum = eval_sums_.rows(0, 1), .valid_count = eval_sums_.rows(1, 1)}, {},
                  context(micro_batch));
@@ -138,7 +168,8 @@ EvalResult Engine::read_evaluation() {
 }
 
 std::vector<const Arena*> Engine::arenas() const {
-  return {&weights_, &gradients_, &optimizer_states_, &activations_, &scratch_, &batch_};
+  return {&weights_,          &gradients_,    &optimizer_states_,
+          activations_.get(), scratch_.get(), batch_.get()};
 }
 
 }  // namespace farspan

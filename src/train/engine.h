@@ -26,10 +26,10 @@ namespace farspan {
 struct ArenaSizes {
   std::size_t weights = kDryCapacity;      // f32 masters and the compute copy
   std::size_t gradients = kDryCapacity;    // f32
-  std::size_t optimizer = kDryCapacity;    // f32 moments
+  std::size_t optimizer = kDryCapacity;    // f32 moments, device scalars
   std::size_t activations = kDryCapacity;  // kept from forward to backward
   std::size_t scratch = kDryCapacity;      // temporaries, transfer buffers
-  std::size_t batch = kDryCapacity;        // tokens and device scalars
+  std::size_t batch = kDryCapacity;        // tokens
 
   std::size_t total() const {
     return weights + gradients + optimizer + activations + scratch + batch;
@@ -68,6 +68,14 @@ class Engine {
   // Weights from the configuration's seed, moments zero, counters zero.
   void initialize();
 
+  // Makes room for passes that need this much: what is larger than the arenas at hand replaces
+  // them. Micro-batches of one run differ in what they need where layouts and masks follow the
+  // documents. Between passes only; not collective. Returns whether something grew. Throws
+  // Error(kExhausted).
+  bool reserve(const PassMemory& memory);
+  // The most that passes have taken so far.
+  PassMemory pass_memory() const;
+
   // One optimizer step over this rank's micro-batches. Collective over the world. Reads nothing
   // back.
   void train_step(std::span<const MicroBatch> micro_batches, double lr, const HostFlags& flags);
@@ -100,7 +108,8 @@ class Engine {
   DType compute_;
   RecomputePolicy policy_;
   std::uint64_t seed_;
-  mutable Arena weights_, gradients_, optimizer_states_, activations_, scratch_, batch_;
+  Arena weights_, gradients_, optimizer_states_;
+  std::unique_ptr<Arena> activations_, scratch_, batch_;  // empty between passes
   std::unique_ptr<Attention> attention_;
   ParameterStore parameters_;
   Transformer model_;
@@ -108,6 +117,9 @@ class Engine {
   Tensor sums_;       // (kNumSums) f64
   Tensor eval_sums_;  // (2) f64: loss, valid
 };
+
+// The mesh that a resolved configuration asks for. Collective over `world`.
+Mesh make_mesh(const config::RunConfig& config, Communicator& world);
 
 // bf16 or fp32, from train.precision.
 DType compute_dtype(const config::RunConfig& config);

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <vector>
 
 #include "core/error.h"
+#include "train/micro_batch.h"
 
 namespace farspan {
 namespace {
@@ -54,55 +56,31 @@ double fastest_matmul(Backend& backend, DType dtype, const MatmulShape& s) {
 
 }  // namespace
 
-std::int64_t causal_pairs(std::int64_t length, std::int64_t window) {
-  FARSPAN_CHECK(length >= 0 && window >= 0, "length {} window {}", length, window);
-  if (window == 0 || length <= window) return length * (length + 1) / 2;
-  return length * window - window * (window - 1) / 2;
-}
-
-FlopModel::FlopModel(const config::Model& model) {
-  FARSPAN_CHECK(model.sparse_attention().type() == "none" && model.attention_sinks() == 0,
-                "pairs of sparse attention are not counted");
+FlopModel::FlopModel(const config::Model& model)
+    : patterns_(layer_patterns(model)), num_kv_heads_(model.num_key_value_heads()) {
   const auto d = static_cast<double>(model.hidden_size());
   const auto f = static_cast<double>(model.intermediate_size());
   const auto k = static_cast<double>(model.num_key_value_heads() * model.head_dim());
+  const auto q = static_cast<double>(model.num_attention_heads() * model.head_dim());
   const auto layers = static_cast<double>(model.num_hidden_layers());
-  query_width_ = static_cast<double>(model.num_attention_heads() * model.head_dim());
-  FARSPAN_CHECK(d > 0 && f > 0 && k > 0 && layers > 0 && query_width_ > 0, "unresolved model");
-  matmul_weights_ = layers * (2 * d * query_width_ + 2 * d * k + 3 * d * f) +
-                    static_cast<double>(model.vocab_size()) * d;
-  window_ = model.sliding_window();
-  for (const std::string& type : model.layer_types())
-    if (type == "sliding_attention" && window_ > 0) ++windowed_layers_;
-  if (model.layer_types_size() == 0 && window_ > 0) windowed_layers_ = model.num_hidden_layers();
-  full_layers_ = model.num_hidden_layers() - windowed_layers_;
-  FARSPAN_CHECK(full_layers_ >= 0, "more layer_types than layers");
+  FARSPAN_CHECK(d > 0 && f > 0 && k > 0 && layers > 0 && q > 0, "unresolved model");
+  matmul_weights_ =
+      layers * (2 * d * q + 2 * d * k + 3 * d * f) + static_cast<double>(model.vocab_size()) * d;
+  pair_flops_ = 12 * q * layers;
 }
 
-AttentionPairs FlopModel::pairs(std::span<const std::int32_t> segments) const {
-  AttentionPairs out;
-  for (std::size_t begin = 0; begin < segments.size();) {
-    std::size_t end = begin + 1;
-    while (end < segments.size() && segments[end] == segments[begin]) ++end;
-    const auto length = static_cast<std::int64_t>(end - begin);
-    out.full += causal_pairs(length);
-    out.windowed += causal_pairs(length, window_);
-    begin = end;
-  }
-  return out;
+double FlopModel::pairs(std::span<const std::int32_t> segments) const {
+  return visible_pairs(segments, patterns_, num_kv_heads_);
 }
 
-double FlopModel::step(std::int64_t tokens, const AttentionPairs& pairs) const {
-  const double layer_pairs =
-      static_cast<double>(full_layers_) * static_cast<double>(pairs.full) +
-      static_cast<double>(windowed_layers_) * static_cast<double>(pairs.windowed);
-  return 6.0 * matmul_weights_ * static_cast<double>(tokens) + 12.0 * query_width_ * layer_pairs;
+double FlopModel::step(std::int64_t tokens, double pairs) const {
+  return 6.0 * matmul_weights_ * static_cast<double>(tokens) + pair_flops_ * pairs;
 }
 
 double FlopModel::per_token(std::int64_t sequence_length) const {
   FARSPAN_CHECK(sequence_length > 0);
-  const AttentionPairs all{causal_pairs(sequence_length), causal_pairs(sequence_length, window_)};
-  return step(sequence_length, all) / static_cast<double>(sequence_length);
+  const std::vector<std::int32_t> one_document(static_cast<std::size_t>(sequence_length), 0);
+  return step(sequence_length, pairs(one_document)) / static_cast<double>(sequence_length);
 }
 
 std::string MatmulPeak::description() const {

@@ -7,7 +7,8 @@
 //   row.mfu = step / seconds / num_ranks / peak.flops_per_second;
 //
 // Model FLOPs are what the mathematics needs, whatever was executed: forward 2 and backward 4 per
-// weight and token, causal attention by the pairs that are visible, nothing for recompute.
+// weight and token, attention by the pairs that its mask shows (documents, windows, sinks, sparse
+// patterns), nothing for recompute.
 //   6 N_mm per token,  N_mm = L (2 d q + 2 d k + 3 d f) + V d    (head counted, embedding not)
 //   12 q per layer and visible (query, key) pair                 (forward 4, backward 8)
 // with d hidden size, f MLP width, q = query heads * head_dim, k = key/value heads * head_dim, L
@@ -21,46 +22,30 @@
 
 #include "config/run_config.pb.h"
 #include "kernels/backend.h"
+#include "parallel/attention_pattern.h"
 
 namespace farspan {
 
-// Visible pairs of a step, to be added up over its batches.
-struct AttentionPairs {
-  std::int64_t full = 0;      // of a full_attention layer
-  std::int64_t windowed = 0;  // of a sliding_attention layer
-  AttentionPairs& operator+=(const AttentionPairs& other) {
-    full += other.full;
-    windowed += other.windowed;
-    return *this;
-  }
-  friend bool operator==(const AttentionPairs&, const AttentionPairs&) = default;
-};
-
-// Pairs (query, key) that causal attention within a document of `length` tokens sees; `window` > 0:
-// each query sees itself and the window - 1 tokens before it.
-std::int64_t causal_pairs(std::int64_t length, std::int64_t window = 0);
-
 class FlopModel {
  public:
-  // Of a resolved configuration: head_dim, num_key_value_heads are set. Sparse attention and
-  // attention sinks are not counted yet: CHECKed.
+  // Of a resolved configuration: head_dim, num_key_value_heads are set.
   explicit FlopModel(const config::Model& model);
 
   // N_mm: weights that take part in a matrix product, for each token.
   double matmul_weights() const { return matmul_weights_; }
-  // `segments` as in data/batch.h: equal = same document, documents one after the other.
-  AttentionPairs pairs(std::span<const std::int32_t> segments) const;
+  // Visible pairs of these documents, mean over layers and query heads: what
+  // MicroBatch::visible_pairs counts. `segments` as in data/batch.h.
+  double pairs(std::span<const std::int32_t> segments) const;
   // FLOPs of one optimizer step over `tokens` tokens with these pairs (of all ranks).
-  double step(std::int64_t tokens, const AttentionPairs& pairs) const;
+  double step(std::int64_t tokens, double pairs) const;
   // The same per token, for sequences of one document of `sequence_length` tokens.
   double per_token(std::int64_t sequence_length) const;
 
  private:
   double matmul_weights_ = 0;
-  double query_width_ = 0;  // q
-  std::int64_t window_ = 0;
-  std::int64_t full_layers_ = 0;
-  std::int64_t windowed_layers_ = 0;
+  double pair_flops_ = 0;  // 12 q L
+  LayerPatterns patterns_;
+  std::int64_t num_kv_heads_ = 1;
 };
 
 struct MatmulPeak {

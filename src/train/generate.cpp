@@ -12,7 +12,8 @@
 namespace farspan {
 namespace {
 
-// Runs logits() over a window of fixed length: causality makes what lies after `row` irrelevant.
+// Runs logits() over a window of fixed length: causality makes what lies after a token
+// irrelevant to it.
 class Window {
  public:
   Window(const Transformer& model, Backend& backend, const Sharding& sharding, std::int64_t vocab,
@@ -22,15 +23,20 @@ class Window {
         comm_(make_self_communicator()),
         mesh_(*comm_, 1, 1),
         scratch_(backend.device(), scratch_bytes, "generate"),
-        micro_(shard(blank_batch(1, length), sharding)),
+        micro_(shard(numbered_batch(length), sharding)),
+        order_(micro_.tokens),
         tokens_(scratch_.take(DType::kI32, {length}, "tokens")),
         positions_(scratch_.take(DType::kI32, {length}, "positions")),
         logits_(scratch_.take(DType::kF32, {1, vocab}, "logits")) {
     put(positions_, micro_.positions);
   }
 
-  void run(const std::vector<std::int32_t>& tokens, std::int64_t row) {
-    put(tokens_, tokens);
+  // Logits after the token with this index.
+  void run(const std::vector<std::int32_t>& tokens, std::int64_t index) {
+    std::vector<std::int32_t> local;
+    for (const std::int32_t i : order_) local.push_back(tokens[static_cast<std::size_t>(i)]);
+    const std::int64_t row = std::find(order_.begin(), order_.end(), index) - order_.begin();
+    put(tokens_, local);
     const StepContext ctx{.backend = backend_,
                           .saved = scratch_,
                           .scratch = scratch_,
@@ -51,6 +57,13 @@ class Window {
   std::size_t high_water() const { return scratch_.high_water(); }
 
  private:
+  // One document whose tokens are their indices.
+  static Batch numbered_batch(std::int64_t length) {
+    Batch batch = blank_batch(1, length);
+    std::iota(batch.tokens.begin(), batch.tokens.end(), 0);
+    return batch;
+  }
+
   void put(Tensor device, const std::vector<std::int32_t>& host) {
     backend_.device().copy(device.data, reinterpret_cast<const std::byte*>(host.data()),
                            device.bytes(), backend_.stream());
@@ -63,6 +76,7 @@ class Window {
   Trace trace_;
   Arena scratch_;
   MicroBatch micro_;
+  std::vector<std::int32_t> order_;  // [row]: index of its token (a pattern may order rows anew)
   Tensor tokens_, positions_, logits_;
 };
 
@@ -70,7 +84,6 @@ class Window {
 Sharding one_rank(const config::RunConfig& config) {
   Sharding sharding = Sharding::from(config, {});
   sharding.layout = LayoutKind::kContiguous;
-  sharding.gather = false;
   return sharding;
 }
 
@@ -78,7 +91,8 @@ std::size_t scratch_bytes(const config::RunConfig& config, std::int64_t length) 
   const auto backend = make_backend({.kind = DeviceKind::kDry});
   Arena weights(backend->device(), kDryCapacity, "weights");
   Arena gradients(backend->device(), kDryCapacity, "gradients");
-  const auto attention = make_attention("ring");
+  const auto attention =
+      make_attention(config.parallel().attention(), config.parallel().invariant());
   ParameterStore parameters;
   Transformer model(config.model(), compute_dtype(config), parameters, *attention);
   parameters.allocate({weights, gradients, nullptr}, compute_dtype(config));

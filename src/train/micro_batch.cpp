@@ -1,46 +1,147 @@
 #include "train/micro_batch.h"
 
+#include <algorithm>
+#include <numeric>
+
+#include "parallel/attention.h"
+
 namespace farspan {
+namespace {
+
+// Lengths of the documents, in order.
+std::vector<std::int64_t> lengths_of(std::span<const std::int32_t> segments) {
+  std::vector<std::int64_t> lengths;
+  for (std::size_t begin = 0, end = 0; begin < segments.size(); begin = end) {
+    while (end < segments.size() && segments[end] == segments[begin]) ++end;
+    lengths.push_back(static_cast<std::int64_t>(end - begin));
+  }
+  return lengths;
+}
+
+// Where the documents lie, whatever their numbers are.
+bool same_borders(std::span<const std::int32_t> a, std::span<const std::int32_t> b) {
+  if (a.size() != b.size()) return false;
+  for (std::size_t t = 1; t < a.size(); ++t)
+    if ((a[t] == a[t - 1]) != (b[t] == b[t - 1])) return false;
+  return true;
+}
+
+// The rows [first, last) of a place's runs.
+std::vector<IndexRange> rows_of(const std::vector<IndexRange>& runs, IndexRange rows) {
+  std::vector<IndexRange> out;
+  std::int64_t row = 0;
+  for (const IndexRange& run : runs) {
+    const std::int64_t begin = std::max(rows.begin - row, std::int64_t{0});
+    const std::int64_t end = std::min(rows.end - row, run.size());
+    if (begin < end)
+      out.push_back({.begin = run.begin + begin * run.stride,
+                     .end = run.begin + (end - 1) * run.stride + 1,
+                     .stride = run.stride});
+    row += run.size();
+  }
+  return out;
+}
+
+std::vector<std::int32_t> take(const std::vector<std::int32_t>& global,
+                               const std::vector<IndexRange>& ranges) {
+  std::vector<std::int32_t> local;
+  for (const IndexRange& r : ranges)
+    for (std::int64_t i = r.begin; i < r.end; i += r.stride)
+      local.push_back(global[static_cast<std::size_t>(i)]);
+  return local;
+}
+
+}  // namespace
 
 Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& place) {
-  return {.layout = layout_kind(config.parallel().layout()),
+  const config::Parallel& parallel = config.parallel();
+  FARSPAN_CHECK(parallel.attention() != "auto" && parallel.layout() != "auto",
+                "the sharding is not chosen yet");
+  const std::string& position = config.model().position();
+  return {.layout = layout_kind(parallel.layout()),
           .place = place,
           .patterns = layer_patterns(config.model()),
           .num_heads = config.model().num_attention_heads(),
           .num_kv_heads = config.model().num_key_value_heads(),
-          .gather = config.parallel().attention() == "allgather"};
+          .gather = parallel.attention() == "allgather",
+          .positions = position == "alibi" || position == "xpos"};
 }
 
-MicroBatch shard(const Batch& batch, const Sharding& sharding) {
-  const ContextPlace& place = sharding.place;
-  const SequenceLayout layout = SequenceLayout::make(sharding.layout, batch.sequences,
-                                                     batch.sequence_length, place.ring_size);
-  const IndexRange share =
-      ulysses_share(layout.local_tokens(place.ring_rank), place.ulysses_rank, place.ulysses_size);
-  const auto take = [&](const std::vector<std::int32_t>& global) {
-    const auto rows = layout.take<std::int32_t>(global, place.ring_rank);
-    return std::vector<std::int32_t>(rows.begin() + share.begin, rows.begin() + share.end);
-  };
-  MicroBatch out;
-  out.tokens = take(batch.tokens);
-  out.labels = take(batch.labels);
-  out.positions = take(batch.positions);
+SequenceLayout make_layout(const Batch& batch, const Sharding& sharding) {
+  SequenceLayout layout = SequenceLayout::make(sharding.layout, batch.sequences,
+                                               batch.sequence_length, sharding.place.ring_size);
+  std::int64_t stride = 1;
   for (const AttentionPattern& pattern : sharding.patterns.patterns)
-    out.plans.push_back(plan_attention({.segments = batch.segments,
-                                        .positions = batch.positions,
-                                        .layout = layout,
-                                        .pattern = pattern,
-                                        .num_kv_heads = sharding.num_kv_heads,
-                                        .gather = sharding.gather},
-                                       place.ring_rank));
-  const std::vector<std::int32_t>& segments = batch.segments;
-  for (std::size_t begin = 0, end = 0; begin < segments.size(); begin = end) {
-    while (end < segments.size() && segments[end] == segments[begin]) ++end;
-    const auto length = static_cast<double>(end - begin);
-    out.visible_pairs += length * (length + 1) / 2;
+    stride = std::lcm(stride, pattern.row_stride());
+  return stride == 1 ? layout : layout.refined(stride);
+}
+
+double visible_pairs(std::span<const std::int32_t> segments, const LayerPatterns& patterns,
+                     std::int64_t num_kv_heads) {
+  std::vector<std::int64_t> lengths = lengths_of(segments);
+  std::sort(lengths.begin(), lengths.end());
+  const auto num_layers = static_cast<double>(patterns.of_layer.size());
+  double sum = 0;
+  for (std::size_t p = 0; p < patterns.patterns.size(); ++p) {
+    const RowArea area(patterns.patterns[p], num_kv_heads);
+    double pairs = 0;
+    for (std::size_t i = 0, next = 0; i < lengths.size(); i = next) {
+      while (next < lengths.size() && lengths[next] == lengths[i]) ++next;
+      pairs += static_cast<double>(next - i) * area.of_rows(0, lengths[i], lengths[i]);
+    }
+    const auto layers =
+        std::count(patterns.of_layer.begin(), patterns.of_layer.end(), static_cast<int>(p));
+    sum += pairs * static_cast<double>(layers) / num_layers;
   }
+  return sum;
+}
+
+bool Sharder::same_documents(const Batch& batch) const {
+  return !made_.plans.empty() && batch.sequence_length == sequence_length_ &&
+         same_borders(batch.segments, segments_) &&
+         (!sharding_.positions || batch.positions == positions_);
+}
+
+void Sharder::plan(const Batch& batch) {
+  const ContextPlace& place = sharding_.place;
+  const SequenceLayout layout = make_layout(batch, sharding_);
+  ranges_ = rows_of(
+      layout.ranges(place.ring_rank),
+      ulysses_share(layout.local_tokens(place.ring_rank), place.ulysses_rank, place.ulysses_size));
+  std::vector<std::int32_t> kv_heads;
+  if (place.ulysses_size > 1)
+    kv_heads = ulysses_heads(sharding_.num_heads, sharding_.num_kv_heads, place.ulysses_rank,
+                             place.ulysses_size)
+                   .kv_heads;
+  made_ = {};
+  for (const AttentionPattern& pattern : sharding_.patterns.patterns)
+    made_.plans.push_back(plan_attention(
+        {.segments = batch.segments,
+         .positions = sharding_.positions ? std::span<const std::int32_t>(batch.positions)
+                                          : std::span<const std::int32_t>(),
+         .layout = layout,
+         .pattern = pattern,
+         .local_kv_heads = kv_heads,
+         .num_kv_heads = sharding_.num_kv_heads,
+         .gather = sharding_.gather},
+        place.ring_rank));
+  made_.visible_pairs = visible_pairs(batch.segments, sharding_.patterns, sharding_.num_kv_heads);
+  sequence_length_ = batch.sequence_length;
+  segments_ = batch.segments;
+  positions_ = batch.positions;
+}
+
+MicroBatch Sharder::operator()(const Batch& batch) {
+  reused_ = same_documents(batch);
+  if (!reused_) plan(batch);
+  MicroBatch out = made_;
+  out.tokens = take(batch.tokens, ranges_);
+  out.labels = take(batch.labels, ranges_);
+  out.positions = take(batch.positions, ranges_);
   return out;
 }
+
+MicroBatch shard(const Batch& batch, const Sharding& sharding) { return Sharder(sharding)(batch); }
 
 Batch blank_batch(std::int64_t sequences, std::int64_t sequence_length) {
   Batch batch;

@@ -1,8 +1,12 @@
 // A micro-batch as one rank needs it: its own tokens, and the plans of attention. Made on the
 // prefetch thread, off the step.
+//
+//   Sharder sharder(Sharding::from(config, mesh.place()));
+//   MicroBatch mine = sharder(batch);
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "config/run_config.pb.h"
@@ -22,7 +26,13 @@ struct Sharding {
   bool positions = false;  // the model has an ALiBi or xPos bias
   std::int64_t block = 0;  // tokens of a block in invariant mode; 0: off
 
+  // CHECKs that parallel.attention and parallel.layout are chosen (train/auto_sharding.h).
   static Sharding from(const config::RunConfig& config, const ContextPlace& place);
+};
+
+// Bytes that a pass over a micro-batch takes from the arenas that passes use; zeros: not asked for.
+struct PassMemory {
+  std::size_t activations = 0, scratch = 0, batch = 0;
 };
 
 struct MicroBatch {
@@ -31,14 +41,45 @@ struct MicroBatch {
   std::vector<std::int64_t> row_blocks;  // invariant mode: StepContext::row_blocks
   double visible_pairs = 0;  // (query, key) pairs of the whole micro-batch over its context ranks,
                              // mean over query heads and layers
+  PassMemory memory;
 };
 
-// One permutation for tokens, labels and positions; the plans read index, segments and (for biases)
-// positions.
+// The layout of a micro-batch over the places of the ring: a function of what all ranks know.
+SequenceLayout make_layout(const Batch& batch, const Sharding& sharding);
+
+// (query, key) pairs that the model's attention sees in these documents, mean over query heads and
+// layers. `segments` as in data/batch.h.
+double visible_pairs(std::span<const std::int32_t> segments, const LayerPatterns& patterns,
+                     std::int64_t num_kv_heads);
+
+// Cuts micro-batches for one rank: one permutation for tokens, labels and positions; the plans read
+// index, segments and (for biases) positions. Batches with the same documents as the one before
+// reuse its layout and plans.
+class Sharder {
+ public:
+  explicit Sharder(Sharding sharding) : sharding_(std::move(sharding)) {}
+
+  MicroBatch operator()(const Batch& batch);
+  // Whether the last batch was cut like the one before it.
+  bool reused() const { return reused_; }
+
+ private:
+  bool same_documents(const Batch& batch) const;
+  void plan(const Batch& batch);
+
+  Sharding sharding_;
+  // Of the last batch: what its plans depend on, and what was made from it.
+  std::int64_t sequence_length_ = 0;
+  std::vector<std::int32_t> segments_, positions_;
+  std::vector<IndexRange> ranges_;  // this rank's tokens
+  MicroBatch made_;                 // without tokens
+  bool reused_ = false;
+};
+
 MicroBatch shard(const Batch& batch, const Sharding& sharding);
 
-// Tokens without content, each sequence one document: the largest work and memory that a
-// micro-batch of this shape can need. For dry passes.
+// Tokens without content, each sequence one document: the largest work that a micro-batch of this
+// shape can need. For dry passes.
 Batch blank_batch(std::int64_t sequences, std::int64_t sequence_length);
 
 }  // namespace farspan

@@ -1,7 +1,6 @@
 #include "train/trainer.h"
 
 #include <chrono>
-#include <cmath>
 #include <fstream>
 #include <optional>
 
@@ -10,6 +9,7 @@
 #include "config/validate.h"
 #include "core/log.h"
 #include "optim/schedule.h"
+#include "train/auto_sharding.h"
 #include "train/dry_run.h"
 #include "train/flops.h"
 #include "train/generate.h"
@@ -95,13 +95,13 @@ class Trainer {
   void prepare() {
     agree_on(world_, "configuration", to_yaml(config_));
     agree_on(world_, "version of farspan", options_.version);
-    mesh_.emplace(world_, static_cast<int>(config_.parallel().data()),
-                  static_cast<int>(config_.parallel().context()),
-                  static_cast<int>(std::max<std::int64_t>(config_.parallel().ulysses(), 1)));
     together(world_, [&] {
       if (lead_) open_folder();
     });
-    together(world_, [&] { data_.emplace(config_, *mesh_); });
+    together(world_, [&] { data_.emplace(config_); });
+    choose();
+    mesh_.emplace(make_mesh(config_, world_));
+    data_->cut_for(config_, *mesh_);
     allocate();
     const std::optional<fs::path> checkpoint = choose_checkpoint();
     together(world_, [&] { load(checkpoint); });
@@ -137,6 +137,17 @@ class Trainer {
                                      .where = folder_.string(),
                                      .fix = "choose a writable output_dir, or free disk space"});
     log_.attach_file(folder_ / "run.log");
+  }
+
+  // What the configuration leaves to the data, before anything depends on it.
+  void choose() {
+    std::string why;
+    together(world_, [&] {
+      if (sharding_is_automatic(config_)) why = choose_sharding(config_, data_->first_batch());
+    });
+    if (why.empty()) return;
+    agree_on(world_, "choice of layout and strategy", why);
+    log_.info("{}", why);
   }
 
   void allocate() {
@@ -247,7 +258,10 @@ class Trainer {
     {
       auto section = watchdog_.enter(Phase::kData, step_);
       auto traced = trace_.section("data.wait");
-      together(world_, [&] { micro_batches = data_->next(); });
+      together(world_, [&] {
+        micro_batches = data_->next();
+        for (const MicroBatch& m : micro_batches) reserve(m.memory);
+      });
     }
     auto section = watchdog_.enter(Phase::kStep, step_);
     const double exposed_before = exposed_seconds();
@@ -271,6 +285,15 @@ class Trainer {
       evaluate();
     if (due(config_.checkpoint().every()) || step_ == steps_ || stop) save();
     return stop;
+  }
+
+  // Batches differ in what they need where the layout or the mask follows the documents.
+  void reserve(const PassMemory& memory) {
+    if (engine_->reserve(memory))
+      log_.info(
+          "step {}: a batch needs more memory than the first look said: {:.1f} MiB for passes",
+          step_ + 1,
+          static_cast<double>(memory.activations + memory.scratch + memory.batch) / (1 << 20));
   }
 
   double exposed_seconds() const {
@@ -308,8 +331,7 @@ class Trainer {
   void report(const StepResult& result, double lr, double seconds, MetricExtras extras) {
     if (!lead_) return;
     const std::int64_t batch = config_.train().batch_tokens();
-    const double flops =
-        flops_.step(batch, {.full = static_cast<std::int64_t>(std::llround(result.visible_pairs))});
+    const double flops = flops_.step(batch, result.visible_pairs);
     const double per_rank = flops / seconds / world_.size();
     const TrainRow row{.step = step_,
                        .tokens = tokens_,
@@ -339,7 +361,10 @@ class Trainer {
     const auto begin = std::chrono::steady_clock::now();
     for (std::int64_t i = 0; i < data_->num_evaluation_batches(); ++i) {
       MicroBatch micro;
-      together(world_, [&] { micro = data_->evaluation_batch(i); });
+      together(world_, [&] {
+        micro = data_->evaluation_batch(i);
+        reserve(micro.memory);
+      });
       engine_->evaluate(micro);
     }
     const EvalResult result = engine_->read_evaluation();
@@ -467,7 +492,7 @@ class Trainer {
     log_.info("  {:<24} {:>12} bytes", "checkpoint", snapshot_->bytes());
   }
 
-  const config::RunConfig& config_;
+  config::RunConfig config_;  // as given; choose() fills what is left to the data
   const TrainOptions& options_;
   Communicator& world_;
   const bool lead_;

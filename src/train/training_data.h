@@ -1,4 +1,10 @@
 // Batches of a run, cut for this rank: training steps from a prefetch thread, evaluation in order.
+//
+//   TrainingData data(config);
+//   choose_sharding(config, data.first_batch());      // may need to see documents
+//   data.cut_for(config, mesh);
+//   data.start(step);
+//   std::vector<MicroBatch> mine = data.next();
 #pragma once
 
 #include <memory>
@@ -8,6 +14,7 @@
 #include "data/loader.h"
 #include "data/prefetch.h"
 #include "parallel/mesh.h"
+#include "train/dry_run.h"
 #include "train/micro_batch.h"
 
 namespace farspan {
@@ -15,7 +22,12 @@ namespace farspan {
 class TrainingData {
  public:
   // Opens and verifies the stores that `config` names. Throws Error(kBadData).
-  TrainingData(const config::RunConfig& config, const Mesh& mesh);
+  explicit TrainingData(const config::RunConfig& config);
+
+  // The first micro-batch of the run: the same on every rank, whatever the step it starts at.
+  Batch first_batch() { return batch_of(0, 0, 0); }
+  // Micro-batches for this rank's place, with the memory that they need.
+  void cut_for(const config::RunConfig& config, const Mesh& mesh);
 
   // Starts prefetching at optimizer step `step` (0 is the first).
   void start(std::int64_t step);
@@ -27,7 +39,7 @@ class TrainingData {
   bool has_validation() const { return validation_.has_value(); }
   // Micro-batches of one evaluation: the same number on every rank.
   std::int64_t num_evaluation_batches() const;
-  MicroBatch evaluation_batch(std::int64_t index) const;
+  MicroBatch evaluation_batch(std::int64_t index);
 
   std::string fingerprint() const { return fingerprint_; }
   const TokenizerInfo& tokenizer() const;
@@ -35,12 +47,30 @@ class TrainingData {
   std::vector<std::int32_t> prompt(std::int64_t tokens) const;
 
  private:
+  // Cuts batches for this rank and asks what passes over them need.
+  struct Cutter {
+    Sharder sharder;
+    MemoryProbe probe;
+    PassMemory memory{};
+
+    template <typename Ask>
+    MicroBatch operator()(const Batch& batch, Ask ask) {
+      MicroBatch micro = sharder(batch);
+      if (!sharder.reused()) memory = (probe.*ask)(micro);
+      micro.memory = memory;
+      return micro;
+    }
+  };
+
+  Batch batch_of(std::int64_t step, std::int64_t accumulation, int data_rank);
   std::vector<MicroBatch> make_step(std::int64_t step);
 
   std::int64_t sequence_length_, micro_batch_, sequences_per_step_, steps_, evaluation_tokens_;
-  int data_rank_, data_size_;
-  Sharding sharding_;
-  SampleReader reader_;  // used by the prefetch thread only, once it runs
+  int data_rank_ = 0, data_size_;
+  std::optional<Cutter> train_cutter_;  // used, like the reader, by the prefetch thread only,
+                                        // once it runs
+  std::optional<Cutter> evaluation_cutter_;
+  SampleReader reader_;
   StageStart stage_;
   std::shared_ptr<const TokenStore> first_store_;
   std::string fingerprint_;

@@ -2,11 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <vector>
 
 #include "core/device.h"
 #include "core/error.h"
+#include "train/micro_batch.h"
 
 namespace farspan {
 namespace {
@@ -24,29 +26,65 @@ config::Model model_of(std::int64_t d, std::int64_t layers, std::int64_t hq, std
   return m;
 }
 
-std::int64_t brute_force_pairs(std::int64_t length, std::int64_t window) {
-  std::int64_t n = 0;
-  for (std::int64_t q = 0; q < length; ++q)
-    for (std::int64_t k = 0; k <= q; ++k)
-      if (window == 0 || q - k < window) ++n;
-  return n;
+// Pairs of one layer, mean over query heads, counted one by one.
+double brute_force_pairs(const AttentionPattern& pattern, std::int64_t length,
+                         std::int64_t num_kv_heads) {
+  double n = 0;
+  for (const MaskTile& tile : mask_tiles(pattern, length, num_kv_heads)) {
+    const std::int64_t heads = std::min<std::int64_t>(tile.kv_heads.end, num_kv_heads) -
+                               std::min<std::int64_t>(tile.kv_heads.begin, num_kv_heads);
+    for (std::int64_t q = tile.q.begin; q < tile.q.end; q += tile.q.stride)
+      for (std::int64_t k = tile.k.begin; k < tile.k.end; k += tile.k.stride) {
+        const bool kept =
+            tile.step == 1 || (q % tile.step == tile.residue && k % tile.step == tile.residue);
+        if (kept && q - k >= tile.min_distance && q - k <= tile.max_distance)
+          n += static_cast<double>(heads);
+      }
+  }
+  return n / static_cast<double>(num_kv_heads);
 }
 
 TEST(Flops, PairsAreCountedExactly) {
-  for (std::int64_t length = 0; length <= 20; ++length)
-    for (std::int64_t window = 0; window <= 22; ++window)
-      EXPECT_EQ(causal_pairs(length, window), brute_force_pairs(length, window))
-          << length << " " << window;
-  EXPECT_EQ(causal_pairs(1 << 20), (std::int64_t{1} << 20) * ((1 << 20) + 1) / 2);
+  config::Model window = model_of(8, 3, 4, 2, 16, 10);
+  window.set_sliding_window(7);
+  config::Model sinks = window;
+  sinks.set_attention_sinks(3);
+  config::Model mixed = sinks;
+  for (const char* type : {"full_attention", "sliding_attention", "sliding_attention"})
+    mixed.add_layer_types(type);
+  config::Model dilated = model_of(8, 3, 4, 2, 16, 10);
+  auto& branches = *dilated.mutable_sparse_attention();
+  branches.set_type("dilated");
+  for (const std::int64_t length : {8, 18}) branches.add_segment_lengths(length);
+  for (const std::int64_t dilation : {1, 3}) branches.add_dilations(dilation);
+  config::Model bigbird = model_of(8, 3, 4, 2, 16, 10);
+  bigbird.mutable_sparse_attention()->set_type("bigbird");
+  bigbird.mutable_sparse_attention()->set_block_size(4);
+  config::Model shifted = model_of(8, 3, 4, 2, 16, 10);
+  shifted.mutable_sparse_attention()->set_type("s2");
+  shifted.mutable_sparse_attention()->set_group_size(6);
+  for (const config::Model& m :
+       {model_of(8, 3, 4, 2, 16, 10), window, sinks, mixed, dilated, bigbird, shifted}) {
+    const LayerPatterns patterns = layer_patterns(m);
+    SCOPED_TRACE(patterns.patterns.back().description());
+    for (const std::int64_t length : {1, 2, 5, 8, 19, 37, 64}) {
+      double expected = 0;
+      for (const int p : patterns.of_layer)
+        expected +=
+            brute_force_pairs(patterns.patterns[static_cast<std::size_t>(p)], length, 2) / 3;
+      const std::vector<std::int32_t> segments(static_cast<std::size_t>(length), 4);
+      EXPECT_NEAR(FlopModel(m).pairs(segments), expected, 1e-9 * expected) << length;
+    }
+  }
 }
 
 TEST(Flops, DocumentsAreApart) {
   config::Model m = model_of(8, 3, 2, 1, 16, 10);
-  m.set_sliding_window(2);
   const std::vector<std::int32_t> segments = {0, 0, 0, 1, 2, 2, 5, 5, 5, 5};
-  const AttentionPairs expected{6 + 1 + 3 + 10, 5 + 1 + 3 + 7};
-  EXPECT_EQ(FlopModel(m).pairs(segments), expected);
-  EXPECT_EQ(FlopModel(m).pairs({}), AttentionPairs{});
+  EXPECT_EQ(FlopModel(m).pairs(segments), 6 + 1 + 3 + 10);
+  EXPECT_EQ(FlopModel(m).pairs({}), 0);
+  m.set_sliding_window(2);
+  EXPECT_EQ(FlopModel(m).pairs(segments), 5 + 1 + 3 + 7);
 }
 
 // Llama-3-8B: 8,030,261,248 parameters, of which the embedding (V d) and the gains (65 d) take no
@@ -68,12 +106,14 @@ TEST(Flops, StepAddsItsLayers) {
   const FlopModel flops(m);
   const double weights = 3 * (2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16) + 10 * 8;
   EXPECT_EQ(flops.matmul_weights(), weights);
-  const AttentionPairs pairs{100, 30};
-  EXPECT_EQ(flops.step(7, pairs), 6 * weights * 7 + 12 * 8 * (1 * 100 + 2 * 30));
+  EXPECT_EQ(flops.step(7, 30), 6 * weights * 7 + 12 * 8 * 3 * 30);
+  // A document of 10 tokens: 55 pairs in the full layer, 34 under the window of 4.
+  const std::vector<std::int32_t> document(10, 0);
+  EXPECT_NEAR(flops.step(0, flops.pairs(document)), 12 * 8 * (55 + 2 * 34), 1e-6);
   m.clear_layer_types();
-  EXPECT_EQ(FlopModel(m).step(0, pairs), 12 * 8 * 3 * 30) << "a window without types: all layers";
-  m.set_sliding_window(0);
-  EXPECT_EQ(FlopModel(m).step(0, pairs), 12 * 8 * 3 * 100);
+  const FlopModel all(m);
+  EXPECT_NEAR(all.step(0, all.pairs(document)), 12 * 8 * 3 * 34, 1e-6)
+      << "a window without types: all layers";
 }
 
 // A backend whose matmul takes a fixed time, other operations fail.
