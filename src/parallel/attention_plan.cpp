@@ -1,214 +1,259 @@
 #include "parallel/attention_plan.h"
 
 #include <algorithm>
+#include <numeric>
+
+#include "parallel/kv_journeys.h"
+#include "parallel/plan_pieces.h"
+#include "parallel/tile_overlap.h"
 
 namespace farspan {
 namespace {
 
-// Tokens [begin, end) of one document held by one rank; `row` is the first one's local row.
-struct Piece {
-  std::int64_t begin, end, row;
-};
+std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 
-// Local rows [begin, end) of a KV owner and the distance to the farthest rank that needs them.
-struct Journey {
-  std::int64_t begin, end;
-  int farthest;
-};
-
-std::vector<IndexRange> documents_of(std::span<const std::int32_t> segments) {
-  std::vector<IndexRange> documents;
-  const auto n = static_cast<std::int64_t>(segments.size());
-  for (std::int64_t begin = 0; begin < n;) {
-    std::int64_t end = begin + 1;
-    while (end < n &&
-           segments[static_cast<std::size_t>(end)] == segments[static_cast<std::size_t>(begin)])
-      ++end;
-    documents.push_back({begin, end});
-    begin = end;
-  }
-  return documents;
+void append(std::vector<IndexRange>& ranges, IndexRange next, std::int64_t& count) {
+  count += next.size();
+  if (!ranges.empty() && ranges.back().end == next.begin)
+    ranges.back().end = next.end;
+  else
+    ranges.push_back(next);
 }
 
-class Planner {
+// Local rows of an owner to rows of a block that holds some of them.
+class RowMap {
  public:
-  Planner(std::span<const std::int32_t> segments, const SequenceLayout& layout)
-      : layout_(layout), num_ranks_(layout.num_ranks()), documents_(documents_of(segments)) {
-    FARSPAN_CHECK(static_cast<std::int64_t>(segments.size()) == layout.num_tokens(),
-                  "{} segments for {} tokens", segments.size(), layout.num_tokens());
-    cut_into_pieces();
-    find_journeys();
+  void add(std::int64_t begin, std::int64_t end) {
+    runs_.push_back({begin, end, rows_});
+    rows_ += end - begin;
   }
-
-  AttentionPlan plan(int rank) const {
-    AttentionPlan plan;
-    plan.num_ranks = num_ranks_;
-    plan.local_rows = layout_.local_tokens(rank);
-    plan.max_rows = layout_.max_local_tokens();
-    for (int h = 0; h <= farthest_of_all_; ++h) {
-      const int owner = (rank - h + num_ranks_) % num_ranks_;
-      AttentionPlan::Hop hop;
-      route(owner, h, hop);
-      for (const Journey& j : journeys_[at(rank)])
-        if (h > 0 && j.farthest == h) append(hop.returned, {j.begin, j.end}, hop.num_returned);
-      add_slices(rank, owner, h, hop, plan.visible_pairs);
-      plan.hops.push_back(std::move(hop));
+  std::int64_t rows() const { return rows_; }
+  // Lookups mostly ascend: the run of the last one, or the next, nearly always has it.
+  std::int64_t operator()(std::int64_t row) {
+    const auto holds = [&](std::size_t i) {
+      return i < runs_.size() && runs_[i].begin <= row && row < runs_[i].end;
+    };
+    if (!holds(at_) && !holds(++at_)) {
+      const auto after = std::partition_point(runs_.begin(), runs_.end(),
+                                              [&](const Run& r) { return r.begin <= row; });
+      FARSPAN_CHECK(after != runs_.begin() && row < (after - 1)->end, "row {} is not in the block",
+                    row);
+      at_ = static_cast<std::size_t>(after - 1 - runs_.begin());
     }
-    return plan;
+    return runs_[at_].block_row + (row - runs_[at_].begin);
   }
 
  private:
-  static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-  static void append(std::vector<IndexRange>& ranges, IndexRange next, std::int64_t& count) {
-    if (next.size() == 0) return;
-    count += next.size();
-    if (!ranges.empty() && ranges.back().end == next.begin)
-      ranges.back().end = next.end;
-    else
-      ranges.push_back(next);
-  }
-
-  // pieces_[rank]: in local order, hence by document; piece_documents_ names their documents.
-  void cut_into_pieces() {
-    pieces_.resize(at(num_ranks_));
-    piece_documents_.resize(at(num_ranks_));
-    last_index_.assign(documents_.size(), {});
-    for (int rank = 0; rank < num_ranks_; ++rank) {
-      std::int64_t row = 0;
-      std::size_t document = 0;
-      for (const IndexRange& range : layout_.ranges(rank)) {
-        for (std::int64_t begin = range.begin; begin < range.end;) {
-          while (documents_[document].end <= begin) ++document;
-          const std::int64_t end = std::min(range.end, documents_[document].end);
-          pieces_[at(rank)].push_back({begin, end, row});
-          piece_documents_[at(rank)].push_back(document);
-          auto& lasts = last_index_[document];
-          if (lasts.empty() || lasts.back().rank != rank)
-            lasts.push_back({rank, end - 1});
-          else
-            lasts.back().index = end - 1;
-          row += end - begin;
-          begin = end;
-        }
-      }
-    }
-  }
-
-  // A key at index j is needed by every rank that holds a later token of its document.
-  void find_journeys() {
-    journeys_.resize(at(num_ranks_));
-    for (int owner = 0; owner < num_ranks_; ++owner) {
-      for (std::size_t p = 0; p < pieces_[at(owner)].size(); ++p) {
-        const Piece& piece = pieces_[at(owner)][p];
-        // Ranks by how late their last token is, latest first: the keys up to there go to them.
-        std::vector<LastIndex> users;
-        for (const LastIndex& last : last_index_[piece_documents_[at(owner)][p]])
-          if (last.rank != owner && last.index > piece.begin) users.push_back(last);
-        std::sort(users.begin(), users.end(),
-                  [](const LastIndex& a, const LastIndex& b) { return a.index > b.index; });
-        // From the piece's end backwards: the further back a key, the more ranks need it.
-        std::vector<Journey> parts;
-        std::int64_t end = piece.end;
-        int farthest = 0;
-        for (const LastIndex& user : users) {
-          const int distance = (user.rank - owner + num_ranks_) % num_ranks_;
-          if (distance <= farthest) continue;
-          const std::int64_t border = std::min(end, user.index);  // keys below `index` are needed
-          if (border < end) parts.push_back({border, end, farthest});
-          end = border;
-          farthest = distance;
-        }
-        if (end > piece.begin) parts.push_back({piece.begin, end, farthest});
-        for (auto part = parts.rbegin(); part != parts.rend(); ++part) {
-          const std::int64_t shift = piece.row - piece.begin;
-          journeys_[at(owner)].push_back({part->begin + shift, part->end + shift, part->farthest});
-          farthest_of_all_ = std::max(farthest_of_all_, part->farthest);
-        }
-      }
-    }
-  }
-
-  // Which rows of the owner's block are here at hop h, which go on, which end.
-  void route(int owner, int h, AttentionPlan::Hop& hop) const {
-    for (const Journey& j : journeys_[at(owner)]) {
-      if (j.farthest < h) continue;
-      const IndexRange rows{hop.kv_rows, hop.kv_rows + (j.end - j.begin)};
-      hop.kv_rows = rows.end;
-      if (j.farthest > h)
-        append(hop.forwarded, rows, hop.num_forwarded);
-      else if (h > 0)
-        append(hop.ended, rows, hop.num_ended);
-    }
-  }
-
-  void add_slices(int rank, int owner, int h, AttentionPlan::Hop& hop, double& pairs) const {
-    const auto& queries = pieces_[at(rank)];
-    const auto& keys = pieces_[at(owner)];
-    const auto& query_documents = piece_documents_[at(rank)];
-    const auto& key_documents = piece_documents_[at(owner)];
-    // Position of the owner's local rows in the squeezed block: a walk along its journeys.
-    std::size_t journey = 0;
-    std::int64_t squeezed = 0;
-    std::vector<std::int64_t> first_row(keys.size());
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-      while (journey < journeys_[at(owner)].size() &&
-             journeys_[at(owner)][journey].begin < keys[i].row) {
-        const Journey& j = journeys_[at(owner)][journey++];
-        if (j.farthest >= h) squeezed += j.end - j.begin;
-      }
-      first_row[i] = squeezed;
-    }
-    std::size_t k_first = 0;
-    for (std::size_t q = 0; q < queries.size(); ++q) {
-      while (k_first < keys.size() && key_documents[k_first] < query_documents[q]) ++k_first;
-      for (std::size_t k = k_first; k < keys.size() && key_documents[k] == query_documents[q];
-           ++k) {
-        if (keys[k].begin >= queries[q].end) break;
-        add_slice(queries[q], keys[k], first_row[k], hop, pairs);
-      }
-    }
-  }
-
-  // The causal part of queries x keys, cropped to the rectangle that holds it. The needed keys are
-  // a prefix of their piece, all of them still in the block: they are adjacent there.
-  static void add_slice(const Piece& query, const Piece& key, std::int64_t key_row,
-                        AttentionPlan::Hop& hop, double& pairs) {
-    const std::int64_t q_begin = std::max(query.begin, key.begin);
-    const std::int64_t k_end = std::min(key.end, query.end);
-    AttentionSlice slice;
-    slice.q_begin = query.row + (q_begin - query.begin);
-    slice.q_len = query.end - q_begin;
-    slice.k_begin = key_row;
-    slice.k_len = k_end - key.begin;
-    slice.diagonal = q_begin - key.begin;
-    slice.kind = q_begin >= k_end - 1 ? MaskKind::kFull : MaskKind::kCausal;
-    double area = static_cast<double>(slice.q_len) * static_cast<double>(slice.k_len);
-    if (slice.kind == MaskKind::kCausal) {
-      // Row i misses the keys after it: k_len - 1 - diagonal - i of them while that is positive.
-      const auto missing = static_cast<double>(slice.k_len - 1 - slice.diagonal);
-      area -= missing * (missing + 1) / 2;
-    }
-    pairs += area;
-    hop.slices.push_back(slice);
-  }
-
-  struct LastIndex {
-    int rank;
-    std::int64_t index;  // of the rank's last token in the document
+  struct Run {
+    std::int64_t begin, end, block_row;
   };
-
-  const SequenceLayout& layout_;
-  int num_ranks_;
-  std::vector<IndexRange> documents_;
-  std::vector<std::vector<Piece>> pieces_;
-  std::vector<std::vector<std::size_t>> piece_documents_;
-  std::vector<std::vector<LastIndex>> last_index_;  // by document
-  std::vector<std::vector<Journey>> journeys_;
-  int farthest_of_all_ = 0;
+  std::vector<Run> runs_;
+  std::int64_t rows_ = 0;
+  std::size_t at_ = 0;
 };
 
 }  // namespace
+
+struct AttentionPlanner::State {
+  explicit State(const PlanRequest& request)
+      : documents(request),
+        num_ranks(request.layout.num_ranks()),
+        max_rows(request.layout.max_local_tokens()),
+        gather(request.gather),
+        block(request.block),
+        sequence_length(request.sequence_length),
+        journeys(kv_journeys(documents, num_ranks)) {
+    for (int r = 0; r < num_ranks; ++r) {
+      local_rows.push_back(request.layout.local_tokens(r));
+      for (const KvJourney& j : journeys[at(r)]) num_hops = std::max(num_hops, j.farthest + 1);
+    }
+  }
+
+  ShardedDocuments documents;
+  int num_ranks;
+  std::vector<std::int64_t> local_rows;
+  std::int64_t max_rows;
+  bool gather;
+  std::int64_t block, sequence_length;
+  std::vector<std::vector<KvJourney>> journeys;
+  int num_hops = 1;
+};
+
+namespace {
+
+// One rank's plan. Slices are found document by document, for all hops at once, with keys as local
+// rows of their owner; then each hop's (and the gathered) block tells where those rows are in it.
+template <typename State>
+class PlanBuilder {
+ public:
+  PlanBuilder(const State& state, int rank)
+      : state_(state), docs_(state.documents), rank_(rank), found_(at(state.num_ranks)) {}
+
+  AttentionPlan build() {
+    plan_.num_ranks = state_.num_ranks;
+    plan_.local_rows = state_.local_rows[at(rank_)];
+    plan_.max_rows = state_.max_rows;
+    plan_.position_stride = docs_.stride();
+    find_slices();
+    if (state_.gather) make_gather();
+    for (int h = 0; h < state_.num_hops; ++h) add_hop(h);
+    for (const AttentionPlan::Hop& hop : plan_.hops) plan_.visible_pairs += hop.visible_pairs;
+    return std::move(plan_);
+  }
+
+ private:
+  // Where a slice's first query and key stand in the micro-batch.
+  struct Corner {
+    std::int64_t query, key;
+  };
+  struct Found {  // of one owner
+    std::vector<AttentionSlice> slices;
+    std::vector<Corner> corners;  // with blocks only
+    double pairs = 0;             // times local KV heads
+  };
+
+  void find_slices() {
+    std::vector<TokenPiece> queries, keys;
+    for (const std::size_t i : docs_.shares_of_rank(rank_)) {
+      const DocumentShare& own = docs_.share(i);
+      const ShardedDocument& document = docs_.documents()[own.document];
+      for (const PlanTile& tile : docs_.tiles_of(document)) {
+        queries.clear();
+        docs_.collect(own, tile.mask.q, tile.mask, queries);
+        if (queries.empty()) continue;
+        for (const DocumentShare& share : docs_.shares_of(document)) {
+          keys.clear();
+          docs_.collect(share, tile.mask.k, tile.mask, keys);
+          meet(queries, keys, tile, found_[at(share.rank)]);
+        }
+      }
+    }
+  }
+
+  void meet(const std::vector<TokenPiece>& queries, const std::vector<TokenPiece>& keys,
+            const PlanTile& tile, Found& found) const {
+    const std::int64_t stride = docs_.stride();
+    for (const TokenPiece& query : queries)
+      for (const TokenPiece& key : pieces_between(keys, query.first - tile.mask.max_distance,
+                                                  query.last(stride) - tile.mask.min_distance)) {
+        const TileOverlap overlap = tile_overlap(query, key, tile.mask, stride);
+        if (overlap.empty()) continue;
+        double pairs = 0;
+        AttentionSlice slice = slice_of(overlap, query, key, pairs);
+        slice.kv_heads = tile.local;
+        if (docs_.has_positions())
+          slice.position_diagonal =
+              query.position - key.position + (overlap.q_begin - overlap.k_begin) * stride;
+        found.slices.push_back(slice);
+        found.pairs += pairs * static_cast<double>(tile.num_heads);
+        if (state_.block > 0)
+          found.corners.push_back(
+              {query.first + overlap.q_begin * stride, key.first + overlap.k_begin * stride});
+      }
+  }
+
+  void add_hop(int h) {
+    const int owner = (rank_ - h + state_.num_ranks) % state_.num_ranks;
+    AttentionPlan::Hop hop;
+    RowMap rows;
+    if (h == 0) hop.kv_rows = plan_.local_rows;
+    for (const KvJourney& j : state_.journeys[at(owner)]) {
+      if (j.farthest < h) continue;
+      const std::int64_t begin = h == 0 ? j.begin : rows.rows();
+      const IndexRange here{begin, begin + (j.end - j.begin)};
+      if (h > 0) rows.add(j.begin, j.end);
+      if (j.farthest > h)
+        append(hop.forwarded, here, hop.num_forwarded);
+      else
+        append(hop.ended, here, hop.num_ended);
+    }
+    if (h > 0) hop.kv_rows = rows.rows();
+    for (const KvJourney& j : state_.journeys[at(rank_)])
+      if (j.farthest == h) append(hop.returned, {j.begin, j.end}, hop.num_returned);
+    Found& found = found_[at(owner)];
+    hop.visible_pairs = found.pairs / static_cast<double>(docs_.num_local_heads());
+    hop.slices = std::move(found.slices);
+    if (h > 0)
+      for (AttentionSlice& slice : hop.slices) slice.k_begin = rows(slice.k_begin);
+    plan_.hops.push_back(std::move(hop));
+  }
+
+  // Leaves found_ as it is.
+  void make_gather() {
+    AttentionPlan::Gather& gather = plan_.gather;
+    const bool own_too = state_.block > 0;
+    gather.sent = kv_needs(docs_, rank_, state_.num_ranks);
+    if (!own_too) gather.sent[at(rank_)].clear();
+    for (const auto& ranges : gather.sent) {
+      gather.num_sent.push_back(0);
+      for (const IndexRange& r : ranges) gather.num_sent.back() += r.size();
+    }
+    std::vector<Corner> corners;
+    for (int owner = 0; owner < state_.num_ranks; ++owner) {
+      gather.num_received.push_back(0);
+      if (owner == rank_ && !own_too) continue;
+      const Found& found = found_[at(owner)];
+      std::vector<IndexRange> needed;
+      for (const AttentionSlice& s : found.slices)
+        needed.push_back({s.k_begin, s.k_begin + s.k_len});
+      normalize(needed);
+      RowMap rows;
+      for (const IndexRange& r : needed) rows.add(r.begin, r.end);
+      for (AttentionSlice s : found.slices) {
+        s.k_begin = gather.rows + rows(s.k_begin);
+        gather.slices.push_back(s);
+      }
+      corners.insert(corners.end(), found.corners.begin(), found.corners.end());
+      gather.num_received.back() = rows.rows();
+      gather.rows += rows.rows();
+    }
+    if (own_too) order_by_block(corners);
+  }
+
+  // Query blocks in order; in each, keys in order, whoever owns them.
+  void order_by_block(const std::vector<Corner>& corners) {
+    const auto block_of = [&](std::int64_t index) {
+      return index - index % state_.sequence_length % state_.block;
+    };
+    std::vector<std::size_t> order(corners.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+      const std::int64_t block_a = block_of(corners[a].query), block_b = block_of(corners[b].query);
+      if (block_a != block_b) return block_a < block_b;
+      if (corners[a].key != corners[b].key) return corners[a].key < corners[b].key;
+      return corners[a].query < corners[b].query;
+    });
+    std::vector<AttentionSlice> slices;
+    slices.reserve(order.size());
+    for (const std::size_t i : order) slices.push_back(plan_.gather.slices[i]);
+    plan_.gather.slices = std::move(slices);
+  }
+
+  const State& state_;
+  const ShardedDocuments& docs_;
+  int rank_;
+  std::vector<Found> found_;  // by owner
+  AttentionPlan plan_;
+};
+
+}  // namespace
+
+AttentionPlanner::AttentionPlanner(const PlanRequest& request)
+    : state_(std::make_unique<const State>(request)) {}
+AttentionPlanner::~AttentionPlanner() = default;
+AttentionPlanner::AttentionPlanner(AttentionPlanner&&) noexcept = default;
+AttentionPlanner& AttentionPlanner::operator=(AttentionPlanner&&) noexcept = default;
+
+int AttentionPlanner::num_ranks() const { return state_->num_ranks; }
+
+AttentionPlan AttentionPlanner::plan(int rank) const {
+  FARSPAN_CHECK(rank >= 0 && rank < state_->num_ranks, "rank {} of {}", rank, state_->num_ranks);
+  return PlanBuilder(*state_, rank).build();
+}
+
+AttentionPlan plan_attention(const PlanRequest& request, int rank) {
+  return AttentionPlanner(request).plan(rank);
+}
 
 std::int64_t AttentionPlan::rows_sent() const {
   std::int64_t rows = 0;
@@ -220,11 +265,6 @@ std::int64_t AttentionPlan::gradient_rows_sent() const {
   std::int64_t rows = 0;
   for (std::size_t h = 1; h < hops.size(); ++h) rows += hops[h].num_forwarded + hops[h].num_ended;
   return rows;
-}
-
-AttentionPlan plan_attention(const PlanRequest& request, int rank) {
-  FARSPAN_CHECK(rank >= 0 && rank < request.layout.num_ranks());
-  return Planner(request.segments, request.layout).plan(rank);
 }
 
 }  // namespace farspan

@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -88,6 +89,30 @@ struct PlanRequest {
   std::int64_t sequence_length = 0;  // read with `block`
 };
 
+// Plans of several ranks from one look at the micro-batch (the cost model asks for all of them).
+//
+//   const AttentionPlanner planner(request);
+//   for (int r = 0; r < planner.num_ranks(); ++r) cost(planner.plan(r));
+//
+// Keeps nothing of the request: its spans and references may go. plan() may be called from several
+// threads at once.
+class AttentionPlanner {
+ public:
+  // CHECKs the request. With `block`, also that the layout's runs begin and end with blocks.
+  explicit AttentionPlanner(const PlanRequest& request);
+  ~AttentionPlanner();
+  AttentionPlanner(AttentionPlanner&&) noexcept;
+  AttentionPlanner& operator=(AttentionPlanner&&) noexcept;
+
+  int num_ranks() const;
+  AttentionPlan plan(int rank) const;
+
+ private:
+  struct State;
+  std::unique_ptr<const State> state_;
+};
+
+// AttentionPlanner(request).plan(rank).
 AttentionPlan plan_attention(const PlanRequest& request, int rank);
 
 }  // namespace farspan
