@@ -79,6 +79,9 @@ Options resolved(Options o, Part part) {
   const bool emulated = part == Part::kEmulated;
   if (emulated && o.threads > 1)
     refuse("emulated ranks have one thread each", "leave --threads out, or add --overlap");
+  if (emulated && o.strategy != "ring" && o.strategy != "allgather")
+    refuse(fmt::format("{} is not emulated: its ranks compute other heads", o.strategy),
+           "choose --strategy ring or allgather, or --overlap");
   set_default<std::int64_t>(o.q_heads, emulated ? 2 : 8);
   set_default<std::int64_t>(o.kv_heads, emulated ? 1 : std::min<std::int64_t>(4, o.q_heads));
   set_default<std::int64_t>(o.head_dim, 64);

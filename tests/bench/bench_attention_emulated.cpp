@@ -121,7 +121,7 @@ struct Emulation {
     const SequenceLayout cut = make_layout(kind, problem, o.heads(), o.ranks);
     std::int64_t row = 0;
     for (int r = 0; r < o.ranks; ++r) {
-      plans.push_back(make_plan(problem, cut, o.heads(), r));
+      plans.push_back(make_plan(problem, cut, o.heads(), r, 1, o.strategy == "allgather"));
       first_row.push_back(row);
       row += plans.back().local_rows;
     }

@@ -55,7 +55,7 @@ class SingleRank {
   SingleRank(const Problem& problem, const HeadShape& heads)
       : plan_(make_plan(problem,
                         SequenceLayout::make(LayoutKind::kContiguous, 1, problem.tokens(), 1)
-                            .refined(problem.pattern.row_stride()),
+                            .fitted(problem.pattern.row_stride()),
                         heads, 0)),
         bias_(bias_tables(problem, heads, pool_)),
         scale_(1.0f / std::sqrt(static_cast<float>(heads.head_dim))) {

@@ -26,7 +26,7 @@ std::vector<std::int64_t> lengths_of_file(const std::string& path) {
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {
     while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.pop_back();
-    if (line.empty()) continue;
+    if (line.empty() || line.front() == '#') continue;
     std::int64_t n = 0;
     const auto [end, error] = std::from_chars(line.data(), line.data() + line.size(), n);
     if (error != std::errc{} || end != line.data() + line.size() || n < 1)
@@ -164,7 +164,7 @@ SequenceLayout make_layout(std::string_view kind, const Problem& problem, const 
                            int ranks) {
   const LayoutKind layout = layout_kind(kind);
   return SequenceLayout::make(layout, 1, problem.tokens(), ranks)
-      .refined(problem.pattern.row_stride());
+      .fitted(problem.pattern.row_stride());
 }
 
 AttentionPlan make_plan(const Problem& problem, const SequenceLayout& layout,
