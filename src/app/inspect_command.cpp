@@ -3,6 +3,7 @@
 #include <string>
 
 #include "app/command.h"
+#include "app/inspect_attention_command.h"
 #include "app/inspect_report.h"
 #include "io/checkpoint.h"
 
@@ -73,8 +74,14 @@ void add_inspect_command(CLI::App& app, Session& session) {
                 "print one line: hashes of weights, optimizer and data cursor, the same whatever "
                 "the number of ranks that wrote them");
   cmd->add_flag("--json", args->json, "print one JSON object");
-  cmd->footer("Exit codes: 0 verifies, 2 no such thing, 3 does not verify.");
-  cmd->callback([args, &session] { run_inspect(session, *args); });
+  cmd->footer(
+      "Exit codes: 0 verifies, 2 no such thing, 3 does not verify. A path called attention is "
+      "./attention.");
+  add_inspect_attention(*cmd, session);
+  // Runs after a subcommand's callback too.
+  cmd->callback([args, cmd, &session] {
+    if (cmd->get_subcommands().empty()) run_inspect(session, *args);
+  });
 }
 
 }  // namespace farspan::app
