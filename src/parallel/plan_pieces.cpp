@@ -68,6 +68,14 @@ class Borders {
   std::vector<std::int64_t> jumps_;
 };
 
+void set_reach(std::span<TokenPiece> pieces, std::int64_t stride, bool sorted) {
+  if (!sorted)
+    std::sort(pieces.begin(), pieces.end(),
+              [](const TokenPiece& a, const TokenPiece& b) { return a.first < b.first; });
+  std::int64_t reach = 0;
+  for (TokenPiece& p : pieces) p.reach = reach = std::max(reach, p.last(stride));
+}
+
 }  // namespace
 
 struct ShardedDocuments::Cut {
@@ -171,10 +179,7 @@ void ShardedDocuments::group(const std::vector<Cut>& cuts, int num_ranks) {
       for (; i < cuts.size() && cuts[order[i]].document == d && cuts[order[i]].rank == rank; ++i)
         pieces_[i] = cuts[order[i]].piece;
       const auto pieces = std::span(pieces_).subspan(begin, i - begin);
-      std::sort(pieces.begin(), pieces.end(),
-                [](const TokenPiece& a, const TokenPiece& b) { return a.first < b.first; });
-      std::int64_t reach = 0;
-      for (TokenPiece& p : pieces) p.reach = reach = std::max(reach, p.last(stride_));
+      set_reach(pieces, stride_, false);
       rank_shares_[at(rank)].push_back(shares_.size());
       shares_.push_back({rank, d, begin, i});
     }
@@ -223,7 +228,8 @@ void ShardedDocuments::collect(const DocumentShare& share, const IndexRange& ran
   }
   const std::int64_t begin = document.begin + range.begin, end = document.begin + range.end;
   const std::int64_t s = stride_;
-  std::int64_t reach = 0;
+  const std::size_t first_out = out.size();
+  bool sorted = true;
   for (TokenPiece p : pieces_between(all, begin, end - 1)) {
     if (mask.step > 1 && (p.first - document.begin) % mask.step != mask.residue) continue;
     const std::int64_t skipped = p.first < begin ? (begin - p.first + s - 1) / s : 0;
@@ -233,9 +239,10 @@ void ShardedDocuments::collect(const DocumentShare& share, const IndexRange& ran
     p.row += skipped;
     p.position += skipped * s;
     p.count = kept - skipped;
-    p.reach = reach = std::max(reach, p.last(s));
+    sorted &= out.size() == first_out || out.back().first < p.first;
     out.push_back(p);
   }
+  set_reach(std::span(out).subspan(first_out), s, sorted);
 }
 
 std::span<const TokenPiece> pieces_between(std::span<const TokenPiece> pieces, std::int64_t low,
