@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -65,13 +66,25 @@ Dims check_qkv(const Tensor& q, const Tensor& k, const Tensor& v, float scale) {
   return dims;
 }
 
-Bias check_bias(const PositionBias& bias, const Dims& dims) {
-  if (!bias.any()) return {.slopes = nullptr, .stride = 1};
-  FARSPAN_CHECK(bias.position_stride >= 1, "position stride {}", bias.position_stride);
-  FARSPAN_CHECK(!bias.decay.defined(), "xPos on the CPU");
-  if (bias.slopes.defined()) check_shape(bias.slopes, DType::kF32, {dims.num_q_heads}, "slopes");
-  return {.slopes = bias.slopes.defined() ? bias.slopes.ptr<float>() : nullptr,
-          .stride = bias.position_stride};
+// Decay (D / 2) for both halves of a head, with zeros up to a multiple of 16, and how many rows may
+// share a reference (decay-inl.h).
+void set_decay(const PositionBias& bias, const Dims& dims, std::vector<float>& padded, Bias& to) {
+  constexpr double kMostBits = 24;  // of a factor above 1
+  constexpr double kManyRows = 1024;
+  FARSPAN_CHECK(dims.head_dim % 2 == 0, "xPos with head dim {}", dims.head_dim);
+  const auto half = static_cast<std::size_t>(dims.head_dim / 2);
+  check_shape(bias.decay, DType::kF32, {dims.head_dim / 2}, "decay");
+  padded.assign(static_cast<std::size_t>(round_up(dims.head_dim, 16)), 0.0f);
+  double steepest = 0;
+  for (std::size_t c = 0; c < half; ++c) {
+    const float decay = bias.decay.ptr<float>()[c];
+    FARSPAN_CHECK(decay <= 0 && std::isfinite(decay), "decay[{}] is {}", c, decay);
+    padded[c] = padded[c + half] = decay;
+    steepest = std::max(steepest, -static_cast<double>(decay));
+  }
+  const double bits = steepest * static_cast<double>(bias.position_stride);
+  to.decay = padded.data();
+  to.decay_rows = 1 + static_cast<Index>(std::min(kManyRows, kMostBits / bits));  // 24 / 0: inf
 }
 
 }  // namespace
@@ -82,9 +95,14 @@ struct AttentionEngine::Impl {
   AttentionConfig config;
   Workspaces workspaces;
   std::vector<Piece> pieces;
+  std::vector<float> decay;  // of the current call
   ForwardSchedule forward_schedule;
   BackwardSchedule backward_schedule;
   Turns row_turns, key_turns;
+
+  // Sets `pieces` and `decay`. CHECKs slices and bias.
+  Bias begin_call(std::span<const AttentionSlice> slices, const PositionBias& bias,
+                  const Dims& dims);
 
   // Adds the gradients of the pieces: cell by cell, many threads at once, or a head's pieces one
   // after the other, so that no sum depends on where in the call's KV block a piece lies.
@@ -106,6 +124,27 @@ struct AttentionEngine::Impl {
     }
   }
 };
+
+Bias AttentionEngine::Impl::begin_call(std::span<const AttentionSlice> slices,
+                                       const PositionBias& bias, const Dims& dims) {
+  pieces.clear();
+  append_pieces(slices, dims.num_q, dims.num_k, dims.num_kv_heads, pieces);
+  Bias to = {.slopes = nullptr, .decay = nullptr, .decay_rows = 0, .stride = 1};
+  if (!bias.any()) return to;
+  FARSPAN_CHECK(bias.position_stride >= 1, "position stride {}", bias.position_stride);
+  to.stride = bias.position_stride;
+  if (bias.slopes.defined()) {
+    check_shape(bias.slopes, DType::kF32, {dims.num_q_heads}, "slopes");
+    to.slopes = bias.slopes.ptr<float>();
+  }
+  if (!bias.decay.defined()) return to;
+  set_decay(bias, dims, decay, to);
+  for (const Piece& p : pieces) {
+    const Index shortest = std::max(p.min_distance, 1 - p.k_len) * to.stride + p.position;
+    FARSPAN_CHECK(shortest >= 0, "xPos over a distance of {}", shortest);
+  }
+  return to;
+}
 
 AttentionEngine::AttentionEngine(AttentionConfig config) {
   FARSPAN_CHECK(config.num_threads >= 1, "{} threads", config.num_threads);
@@ -170,7 +209,6 @@ Index backward_block(const Dims& dims) {
 void AttentionEngine::forward(const AttentionForwardArgs& args) {
   const Dims dims = check_qkv(args.q, args.k, args.v, args.scale);
   const Shape stats{dims.num_q_heads, dims.num_q};
-  const Bias bias = check_bias(args.bias, dims);
   check_shape(args.acc, DType::kF32, args.q.shape, "acc");
   check_shape(args.row_max, DType::kF32, stats, "row_max");
   check_shape(args.row_sum, DType::kF32, stats, "row_sum");
@@ -181,11 +219,11 @@ void AttentionEngine::forward(const AttentionForwardArgs& args) {
   if (dims.num_q == 0) return;
 
   Impl& impl = *impl_;
-  impl.pieces.clear();
-  append_pieces(args.slices, dims.num_q, dims.num_k, dims.num_kv_heads, impl.pieces);
+  const Bias bias = impl.begin_call(args.slices, args.bias, dims);
   const KernelTable& table = table_for(impl.config, args.q.dtype);
   const TileSizes tiles = choose_tiles(dims.head_dim, args.q.dtype);
-  impl.workspaces.reserve(impl.config.num_threads, table.workspace_bytes(dims.head_dim, tiles));
+  impl.workspaces.reserve(impl.config.num_threads,
+                          table.workspace_bytes(dims.head_dim, tiles, bias.decay));
   const ForwardGrid grid = forward_grid(dims, tiles.forward_rows, args.invariant);
   impl.forward_schedule.build(impl.pieces, dims.num_q, grid.rows);
 
@@ -302,7 +340,6 @@ void AttentionEngine::Impl::backward_in_slice_order(const KernelTable& table,
 void AttentionEngine::backward(const AttentionBackwardArgs& args) {
   const Dims dims = check_qkv(args.q, args.k, args.v, args.scale);
   const Shape stats{dims.num_q_heads, dims.num_q};
-  const Bias bias = check_bias(args.bias, dims);
   check_shape(args.dout, args.q.dtype, args.q.shape, "dout");
   check_shape(args.lse, DType::kF32, stats, "lse");
   check_shape(args.delta, DType::kF32, stats, "delta");
@@ -311,12 +348,12 @@ void AttentionEngine::backward(const AttentionBackwardArgs& args) {
   check_shape(args.dv, DType::kF32, args.v.shape, "dv");
 
   Impl& impl = *impl_;
-  impl.pieces.clear();
-  append_pieces(args.slices, dims.num_q, dims.num_k, dims.num_kv_heads, impl.pieces);
+  const Bias bias = impl.begin_call(args.slices, args.bias, dims);
   if (impl.pieces.empty()) return;
   const KernelTable& table = table_for(impl.config, args.q.dtype);
   const TileSizes tiles = choose_tiles(dims.head_dim, args.q.dtype);
-  impl.workspaces.reserve(impl.config.num_threads, table.workspace_bytes(dims.head_dim, tiles));
+  impl.workspaces.reserve(impl.config.num_threads,
+                          table.workspace_bytes(dims.head_dim, tiles, bias.decay));
   const BackwardCall call = {.q = args.q.data,
                              .k = args.k.data,
                              .v = args.v.data,

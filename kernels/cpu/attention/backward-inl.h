@@ -10,6 +10,7 @@
 // Internal linkage on purpose: see kernel_table.h.
 #pragma once
 
+#include "kernels/cpu/attention/decay-inl.h"
 #include "kernels/cpu/attention/gemm_simd-inl.h"
 
 namespace farspan::cpu {
@@ -31,7 +32,7 @@ class Backward {
   Backward(const BackwardCall& call, const BackwardTask& task, std::byte* workspace)
       : call_(call),
         task_(task),
-        layout_(call.head_dim, call.tiles, workspace),
+        layout_(call.head_dim, call.tiles, call.bias.decay, workspace),
         kv_head_(task.head / (call.num_q_heads / call.num_kv_heads)),
         q_stride_(call.num_q_heads * call.head_dim),
         k_stride_(call.num_kv_heads * call.head_dim),
@@ -39,8 +40,8 @@ class Backward {
         k_offset_(kv_head_ * call.head_dim),
         slope_(call.bias.slopes ? call.bias.slopes[task.head] : 0.0f) {}
 
-  static std::size_t workspace_bytes(Index head_dim, const TileSizes& tiles) {
-    return Layout(head_dim, tiles, nullptr).bytes;
+  static std::size_t workspace_bytes(Index head_dim, const TileSizes& tiles, bool decay) {
+    return Layout(head_dim, tiles, decay, nullptr).bytes;
   }
 
   void run() {
@@ -53,7 +54,7 @@ class Backward {
 
  private:
   struct Layout {
-    Layout(Index head_dim, const TileSizes& tiles, std::byte* base)
+    Layout(Index head_dim, const TileSizes& tiles, bool decay, std::byte* base)
         : rows(tiles.backward_rows),
           keys(tiles.backward_keys),
           depth(round_up(ceil_div(head_dim, kPair), M::kDepth)),
@@ -79,6 +80,7 @@ class Backward {
       s = cut.take<float>(M::kRows * kPanel);
       dp = cut.take<float>(M::kRows * kPanel);
       ones = cut.take<float>(M::kRows);
+      decayed = cut.take<In>(decay ? larger(rows, keys) * head_dim : 0);
       bytes = cut.used();
     }
     Index ds_block() const { return round_up(keys, M::kRows) / kPair * kLanes; }
@@ -98,6 +100,7 @@ class Backward {
     float *minus_lse, *delta;  // (Bq), base 2, padded with -inf and 0
     float* distance;           // (Bq): see place_tile
     float *s, *dp, *ones;      // (kRows, kPanel) each; (kRows)
+    In* decayed;               // rows of Q or K under xPos, not yet packed
     std::size_t bytes;
   };
   struct Range {
@@ -105,6 +108,7 @@ class Backward {
     bool empty() const { return end <= begin; }
   };
   // Rows [row, row + num_rows) of a piece against its keys [key, key + num_keys), from its corner.
+  // Under xPos, the first of the rows is the reference of all.
   struct Tile {
     const Piece& piece;
     Index row, num_rows, key, num_keys;
@@ -120,8 +124,10 @@ class Backward {
     const Index row_end = smaller(piece.q_begin + piece.q_len, task_.row_end) - piece.q_begin;
     const Index first_key = larger(piece.k_begin, task_.key_begin) - piece.k_begin;
     const Index last_key = smaller(piece.k_begin + piece.k_len, task_.key_end) - piece.k_begin;
-    for (Index row = row_begin; row < row_end; row += layout_.rows) {
-      const Index num_rows = smaller(layout_.rows, row_end - row);
+    const Index tile =
+        call_.bias.decay ? smaller(layout_.rows, call_.bias.decay_rows) : layout_.rows;
+    for (Index row = row_begin; row < row_end; row += tile) {
+      const Index num_rows = smaller(tile, row_end - row);
       const Index key_begin = larger(first_key, row - piece.max_distance);
       const Index key_end = smaller(last_key, row + num_rows - piece.min_distance);
       if (key_end <= key_begin) continue;
@@ -135,7 +141,9 @@ class Backward {
   void pack_rows(Index first, Index count) {
     const Index padded = round_up(count, M::kUnit);
     const Index offset = first * q_stride_ + q_offset_;
-    const Source<In> q{static_cast<const In*>(call_.q) + offset, q_stride_, count, call_.head_dim};
+    const Source<In> q = decayed<I>(
+        Source<In>{static_cast<const In*>(call_.q) + offset, q_stride_, count, call_.head_dim},
+        call_.bias, 0, call_.bias.stride, layout_.decayed);
     const Source<In> dout{static_cast<const In*>(call_.dout) + offset, q_stride_, count,
                           call_.head_dim};
     const Index t_block = layout_.depth * kLanes, n_block = layout_.rows / kPair * kLanes;
@@ -155,15 +163,23 @@ class Backward {
         I::store(layout_.dq_t + d * layout_.rows + i, I::set1(0.0f));
   }
 
-  void pack_keys(Index first, Index count) {
-    const Index offset = first * k_stride_ + k_offset_;
-    const Source<In> k{static_cast<const In*>(call_.k) + offset, k_stride_, count, call_.head_dim};
+  void pack_keys(const Tile& t) {
+    const Index count = t.num_keys;
+    const Index offset = (t.piece.k_begin + t.key) * k_stride_ + k_offset_;
+    const Source<In> k = decayed<I>(
+        Source<In>{static_cast<const In*>(call_.k) + offset, k_stride_, count, call_.head_dim},
+        call_.bias, key_distance(t, 0), -call_.bias.stride, layout_.decayed);
     const Source<In> v{static_cast<const In*>(call_.v) + offset, k_stride_, count, call_.head_dim};
     pack_straight<I, false>(k, count, layout_.depth, layout_.k, layout_.lda, kLanes);
     pack_straight<I, false>(v, count, layout_.depth, layout_.v, layout_.lda, kLanes);
     // Rounded up to a whole strip: the depth of dQ^T ends there, with zeros.
     pack_transposed<I, true>(k, smaller(round_up(count, M::kRows) / kPair, layout_.ld_keys),
                              call_.head_dim, layout_.k_t, layout_.ld_keys, kLanes);
+  }
+
+  // p of the tile's first row and its key r.
+  Index key_distance(const Tile& t, Index r) const {
+    return (t.row - t.key - r) * call_.bias.stride + t.piece.position;
   }
 
   // With slopes, s - slope p - L = s - slope (p - near) - (L + slope near), near being the smallest
@@ -183,13 +199,13 @@ class Backward {
   }
 
   void add_tile(const Tile& t) {
-    pack_keys(t.piece.k_begin + t.key, t.num_keys);
+    pack_keys(t);
     if (call_.bias.slopes) place_tile(t);
     for (Index p = 0; p < t.num_panels(); ++p)
       for (Index s = 0; s < t.num_strips(); ++s)
         if (sees(t, p, s)) score_gradients(t, p, s);
-    add_key_gradient(t, layout_.p, layout_.do_n, call_.dv, 1.0f);
-    add_key_gradient(t, layout_.ds, layout_.q_n, call_.dk, call_.scale);
+    add_key_gradient(t, layout_.p, layout_.do_n, call_.dv, 1.0f, false);
+    add_key_gradient(t, layout_.ds, layout_.q_n, call_.dk, call_.scale, call_.bias.decay);
     add_query_gradient(t);
   }
 
@@ -289,8 +305,10 @@ class Backward {
     }
   }
 
-  // out (keys, D) += factor * a (keys, rows) b (rows, D).
-  void add_key_gradient(const Tile& t, const Dword* a, const Dword* b, float* out, float factor) {
+  // out (keys, D) += factor * a (keys, rows) b (rows, D), times what xPos gives each key if
+  // `decay`.
+  void add_key_gradient(const Tile& t, const Dword* a, const Dword* b, float* out, float factor,
+                        bool decay) {
     const Index lda = layout_.rows / kPair, block = layout_.rows / kPair * kLanes;
     for_panels<M>(layout_.width / kLanes, [&](Index panel, Index width) {
       for (Index s = 0; s < t.num_strips(); ++s) {
@@ -302,6 +320,7 @@ class Backward {
         const Index depth = smaller(end * kPanel, t.padded_rows()) / kPair - begin;
         M::multiply(a + s * M::kRows * lda + begin, lda, b + panel * block + begin * kLanes, block,
                     depth, layout_.s, kPanel, t.strip_rows(s), width);
+        if (decay) decay_sums(t, s, panel * kLanes, width * kLanes);
         for (Index r = 0; r < t.strip_rows(s); ++r)
           add_row(out + (t.piece.k_begin + t.key + s * M::kRows + r) * k_stride_ + k_offset_ +
                       panel * kLanes,
@@ -309,6 +328,17 @@ class Backward {
                   factor);
       }
     });
+  }
+
+  // Dims [first, first + count) of the sums of strip s, which lie in layout_.s.
+  void decay_sums(const Tile& t, Index s, Index first, Index count) {
+    for (Index r = 0; r < t.strip_rows(s); ++r) {
+      const Index distance = key_distance(t, s * M::kRows + r);
+      for (Index c = 0; c < count; c += kLanes) {
+        float* x = layout_.s + r * kPanel + c;
+        I::store(x, I::mul(I::load(x), decay_factor<I>(call_.bias, first + c, distance)));
+      }
+    }
   }
 
   static void add_row(float* out, const float* x, Index count, float factor) {
@@ -349,8 +379,10 @@ class Backward {
         const Index valid = call_.head_dim - d;
         for (Index r = 0; r < smaller(kLanes, count - i); ++r) {
           float* out = call_.dq + (first + i + r) * q_stride_ + q_offset_ + d;
-          I::store_row(out, I::fma(I::as_floats(square[r]), scale, I::load_partial(out, valid)),
-                       valid);
+          V x = I::as_floats(square[r]);
+          if (call_.bias.decay)
+            x = I::mul(x, decay_factor<I>(call_.bias, d, (i + r) * call_.bias.stride));
+          I::store_row(out, I::fma(x, scale, I::load_partial(out, valid)), valid);
         }
       }
   }
@@ -362,22 +394,6 @@ class Backward {
   Index kv_head_, q_stride_, k_stride_, q_offset_, k_offset_;
   float slope_;
 };
-
-// delta (Hq, Tq) = rowsum(dout * out) of rows [begin, end).
-template <class I, class In>
-void delta_rows(const DeltaCall& call, Index begin, Index end) {
-  for (Index t = begin; t < end; ++t)
-    for (Index h = 0; h < call.num_q_heads; ++h) {
-      const Index offset = (t * call.num_q_heads + h) * call.head_dim;
-      const In* out = static_cast<const In*>(call.out) + offset;
-      const In* dout = static_cast<const In*>(call.dout) + offset;
-      typename I::V sum = I::set1(0.0f);
-      for (Index d = 0; d < call.head_dim; d += I::kLanes)
-        sum = I::fma(I::as_floats(I::load_row(out + d, call.head_dim - d)),
-                     I::as_floats(I::load_row(dout + d, call.head_dim - d)), sum);
-      call.delta[h * call.num_q + t] = I::reduce_add(sum);
-    }
-}
 
 }  // namespace
 }  // namespace farspan::cpu

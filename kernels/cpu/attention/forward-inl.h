@@ -7,6 +7,7 @@
 // Internal linkage on purpose: see kernel_table.h.
 #pragma once
 
+#include "kernels/cpu/attention/decay-inl.h"
 #include "kernels/cpu/attention/gemm_simd-inl.h"
 
 namespace farspan::cpu {
@@ -27,13 +28,15 @@ class Forward {
   Forward(const ForwardCall& call, const ForwardTask& task, std::byte* workspace)
       : call_(call),
         task_(task),
-        layout_(call.head_dim, call.tiles, workspace),
-        kv_head_(task.head_begin / (call.num_q_heads / call.num_kv_heads)) {
+        layout_(call.head_dim, call.tiles, call.bias.decay, workspace),
+        kv_head_(task.head_begin / (call.num_q_heads / call.num_kv_heads)),
+        reference_rows_(call.bias.decay ? smaller(call.bias.decay_rows, task.num_rows)
+                                        : task.num_rows) {
     for (Index i = 0; i < kLanes; ++i) steps_[i] = static_cast<float>(i * call.bias.stride);
   }
 
-  static std::size_t workspace_bytes(Index head_dim, const TileSizes& tiles) {
-    return Layout(head_dim, tiles, nullptr).bytes;
+  static std::size_t workspace_bytes(Index head_dim, const TileSizes& tiles, bool decay) {
+    return Layout(head_dim, tiles, decay, nullptr).bytes;
   }
 
   void run() {
@@ -54,7 +57,7 @@ class Forward {
 
  private:
   struct Layout {
-    Layout(Index head_dim, const TileSizes& tiles, std::byte* base)
+    Layout(Index head_dim, const TileSizes& tiles, bool decay, std::byte* base)
         : depth(round_up(ceil_div(head_dim, kPair), M::kDepth)),
           lda(round_up(depth, kLanes)),
           width(round_up(head_dim, kLanes)) {
@@ -71,6 +74,7 @@ class Forward {
       row_max = cut.take<float>(rows);
       row_sum = cut.take<float>(rows);
       rescale = cut.take<float>(M::kSubRows);
+      decayed = cut.take<In>(decay ? larger(rows, keys) * head_dim : 0);
       bytes = cut.used();
     }
     Index depth;  // Dw, padded
@@ -83,6 +87,7 @@ class Forward {
     Dword* p;     // (kSubRows, Bk / pair) operand A
     float* acc;   // (rows, width)
     float *row_max, *row_sum, *rescale;
+    In* decayed;  // rows of Q or K under xPos, not yet packed
     std::size_t bytes;
   };
   struct Range {
@@ -146,21 +151,29 @@ class Forward {
       }
   }
 
+  // Rows of Q, each run of reference_rows_ decayed from its first one.
   void pack_queries() {
     const Index stride = call_.num_q_heads * call_.head_dim;
     for (Index h = 0; h < task_.num_heads; ++h)
-      pack_straight<I, false>(Source<In>{static_cast<const In*>(call_.q) + element_row(h, 0),
-                                         stride, task_.num_rows, call_.head_dim},
-                              task_.num_rows, layout_.depth,
-                              layout_.q + h * task_.num_rows * layout_.lda, layout_.lda, kLanes);
+      for (Index r = 0; r < task_.num_rows; r += reference_rows_) {
+        const Index count = smaller(reference_rows_, task_.num_rows - r);
+        const Source<In> rows{static_cast<const In*>(call_.q) + element_row(h, r), stride, count,
+                              call_.head_dim};
+        pack_straight<I, false>(
+            decayed<I>(rows, call_.bias, 0, call_.bias.stride, layout_.decayed), count,
+            layout_.depth, layout_.q + (h * task_.num_rows + r) * layout_.lda, layout_.lda, kLanes);
+      }
   }
 
-  void pack_keys(Index first, Index count) {
+  // Keys [key, key + count) of the piece, decayed by their distance from its row `reference`.
+  void pack_keys(const Piece& piece, Index key, Index count, Index reference) {
     const Index stride = call_.num_kv_heads * call_.head_dim;
-    const Index offset = first * stride + kv_head_ * call_.head_dim;
+    const Index offset = (piece.k_begin + key) * stride + kv_head_ * call_.head_dim;
     const Index padded = round_up(count, M::kUnit);
+    const Index distance = (reference - key) * call_.bias.stride + piece.position;
+    const Source<In> k{static_cast<const In*>(call_.k) + offset, stride, count, call_.head_dim};
     pack_transposed<I, false>(
-        Source<In>{static_cast<const In*>(call_.k) + offset, stride, count, call_.head_dim}, padded,
+        decayed<I>(k, call_.bias, distance, -call_.bias.stride, layout_.decayed), padded,
         layout_.depth, layout_.k, kLanes, layout_.depth * kLanes);
     pack_straight<I, true>(
         Source<In>{static_cast<const In*>(call_.v) + offset, stride, count, call_.head_dim},
@@ -173,14 +186,23 @@ class Forward {
     const Index begin = larger(piece.q_begin, task_.row_begin) - piece.q_begin;
     const Index end =
         smaller(piece.q_begin + piece.q_len, task_.row_begin + task_.num_rows) - piece.q_begin;
-    if (end <= begin) return;
+    // Runs of rows with one reference. Without xPos there is one, the task.
+    const Index origin = task_.row_begin - piece.q_begin;
+    if (begin < end)
+      for (Index first = begin - (begin - origin) % reference_rows_; first < end;
+           first += reference_rows_)
+        add_rows(piece, larger(begin, first), smaller(end, first + reference_rows_), first);
+  }
+
+  // Rows [begin, end) of a piece.
+  void add_rows(const Piece& piece, Index begin, Index end, Index reference) {
     const Index key_begin = clamp(begin - piece.max_distance, 0, piece.k_len);
     const Index key_end = clamp(end - piece.min_distance, 0, piece.k_len);
     const Index tile = call_.tiles.forward_keys;
     // Tiles start at multiples of their size from the piece's corner, whatever the rows are.
     for (Index key = key_begin / tile * tile; key < key_end; key += tile) {
       const Index num_keys = smaller(tile, piece.k_len - key);
-      pack_keys(piece.k_begin + key, smaller(num_keys, key_end - key));
+      pack_keys(piece, key, smaller(num_keys, key_end - key), reference);
       for (Index h = 0; h < task_.num_heads; ++h)
         for (Index first = begin; first < end; first += M::kSubRows) {
           const Index local = h * task_.num_rows + piece.q_begin + first - task_.row_begin;
@@ -343,6 +365,7 @@ class Forward {
   const ForwardTask& task_;
   Layout layout_;
   Index kv_head_;
+  Index reference_rows_;      // rows that share a reference of xPos; without xPos all
   float steps_[kLanes] = {};  // lane * bias.stride
 };
 

@@ -25,6 +25,8 @@ struct Piece {
 // What depends on p(i, j) = (i - j) * stride + piece.position (args.h: PositionBias).
 struct Bias {
   const float* slopes;  // (Hq), or null
+  const float* decay;   // (D, both halves alike, and zeros up to a multiple of 16), or null
+  Index decay_rows;     // rows that may share a reference: see decay-inl.h
   Index stride;
 };
 
@@ -91,7 +93,7 @@ struct DeltaCall {
 // The kernels of one instruction set for one element type. `workspace` is 64-byte aligned and holds
 // workspace_bytes; its contents are scratch.
 struct KernelTable {
-  std::size_t (*workspace_bytes)(Index head_dim, const TileSizes& tiles);
+  std::size_t (*workspace_bytes)(Index head_dim, const TileSizes& tiles, bool decay);
   void (*forward)(const ForwardCall& call, const ForwardTask& task, std::byte* workspace);
   void (*backward)(const BackwardCall& call, const BackwardTask& task, std::byte* workspace);
   void (*delta)(const DeltaCall& call, Index row_begin, Index row_end);

@@ -4,7 +4,7 @@
 //   kPair        elements per dword of a packed tile: 1 (tiles are f32) or 2 (tiles are bf16)
 //   kStripRows x kPanelVectors   the block of accumulators that stays in registers
 //   dot(sum, a, b)               sum + a * b over the kPair elements of each dword
-//   exp2(x)      within 2 ulp for -126 <= x <= 0, exactly 0 below that (so for -inf), 1 for 0, NaN
+//   exp2(x)      within 2 ulp for -126 <= x <= 30, exactly 0 below that (so for -inf), 1 for 0, NaN
 //                for NaN
 //   zero_outside(x, lo, hi)      lanes [lo, hi) kept, any lo and hi
 //   load_row, store_row          `valid` elements of either type, missing ones read as 0

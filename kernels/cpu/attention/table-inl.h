@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/attention/backward-inl.h"
+#include "kernels/cpu/attention/delta-inl.h"
 #include "kernels/cpu/attention/forward-inl.h"
 
 namespace farspan::cpu {
@@ -10,9 +11,9 @@ namespace {
 
 template <class M, class In>
 struct Kernels {
-  static std::size_t workspace_bytes(Index head_dim, const TileSizes& tiles) {
-    const std::size_t forward = Forward<M, In>::workspace_bytes(head_dim, tiles);
-    const std::size_t backward = Backward<M, In>::workspace_bytes(head_dim, tiles);
+  static std::size_t workspace_bytes(Index head_dim, const TileSizes& tiles, bool decay) {
+    const std::size_t forward = Forward<M, In>::workspace_bytes(head_dim, tiles, decay);
+    const std::size_t backward = Backward<M, In>::workspace_bytes(head_dim, tiles, decay);
     return forward > backward ? forward : backward;
   }
   static void forward(const ForwardCall& call, const ForwardTask& task, std::byte* workspace) {

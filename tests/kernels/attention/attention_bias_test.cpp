@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 
 #include "kernels/attention/variants.h"
+#include "kernels/visible_pairs.h"
 
 namespace farspan::testing {
 namespace {
@@ -125,6 +126,59 @@ TEST_P(AttentionBiasTest, FarKeysAloneAreAsPreciseAsNearOnes) {
   }
 }
 
+TEST_P(AttentionBiasTest, DecayOfXpos) {
+  TestCase c{"causal", 600, 600, 4, 2, 40, {whole(600, 600, MaskKind::kCausal)}};
+  c.decay = xpos_decay(40);
+  check(c);
+  c = {"over hops, every 16th position",     300,           300, 3, 1, 24,
+       {whole(300, 300, MaskKind::kCausal)}, {120, 100, 80}};
+  c.decay = xpos_decay(24);
+  c.position_stride = 16;
+  check(c);
+  c = {"window and a far block",
+       200,
+       260,
+       2,
+       1,
+       64,
+       {whole(200, 200, MaskKind::kBand, 0, 33),
+        {.q_len = 200, .k_begin = 200, .k_len = 60, .position_diagonal = 300}}};
+  c.decay = xpos_decay(64, 4.0);
+  check(c);
+}
+
+// From factors that fit a tile to factors that no two rows can share.
+TEST_P(AttentionBiasTest, SteepDecay) {
+  for (const double bits : {0.11, 0.9, 3.0, 13.0, 1e3, 1e30}) {
+    TestCase c{fmt::format("{} bits a position", bits), 270, 270, 2, 1, 8,
+               {whole(270, 270, MaskKind::kCausal)}};
+    c.decay = {-bits, 0.0, -0.5 * bits, -0.01};
+    check(c);
+  }
+}
+
+// Products of far keys are 0 and near ones as ever: nothing overflows.
+TEST_P(AttentionBiasTest, DecayOverAMillionPositions) {
+  for (const double steepness : {1.0, 50.0}) {
+    TestCase c{
+        fmt::format("near and far, steepness {}", steepness),
+        130,
+        260,
+        2,
+        1,
+        32,
+        {placed(whole(130, 130, MaskKind::kFull), kMillion), whole(130, 130, MaskKind::kCausal)},
+        {130, 130}};
+    c.slices[1].k_begin = 130;
+    c.decay = xpos_decay(32, steepness);
+    c.position_stride = 64;
+    check(c);
+    c.name += ", with slopes";
+    c.slopes = {0.3, 1e-6};
+    check(c);
+  }
+}
+
 // Rows that see nothing: O = 0, L = -inf, gradients 0; never NaN.
 TEST_P(AttentionBiasTest, RowsWithoutKeys) {
   TestCase c{"rows without keys",
@@ -143,6 +197,7 @@ TEST_P(AttentionBiasTest, RowsWithoutKeys) {
                .kv_heads = {.begin = 1, .end = 2}}},
              {40, 24}};
   c.slopes = {0.5, 0.25};
+  c.decay = xpos_decay(16);
   const AttentionProblem p = make_problem(c, GetParam().dtype);
   AttentionEngine e = engine(1);
   const EngineResult r = run_engine(e, c, p, GetParam().dtype);
@@ -188,6 +243,14 @@ TEST_P(AttentionBiasTest, RandomSlices) {
                     .end = static_cast<std::int32_t>(draw(first, c.num_kv_heads + 1))};
       c.slices.push_back(s);
     }
+    check(c);
+    // xPos looks back only.
+    c.name = "random, with decay";
+    c.head_dim += c.head_dim % 2;
+    c.decay = xpos_decay(c.head_dim);
+    for (AttentionSlice& s : c.slices)
+      if (visible_pairs(s) > 0)
+        s.position_diagonal += std::max<std::int64_t>(0, -shortest_distance(s, c.position_stride));
     check(c);
   }
 }

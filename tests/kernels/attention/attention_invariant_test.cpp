@@ -111,7 +111,10 @@ TEST_P(AttentionInvariantTest, KeysMayLieAnywhereInTheirBlock) {
     const auto configured = [&](const Place& place) {
       TestCase c = case_at(place);
       c.invariant = true;
-      if (biased) c.slopes = {0.5, 0.1, 0.03, 0.01, 0.003, 0.001};
+      if (biased) {
+        c.slopes = {0.5, 0.1, 0.03, 0.01, 0.003, 0.001};
+        c.decay = xpos_decay(kHeadDim, 30.0);  // several references in a block
+      }
       return c;
     };
     const TestCase c = configured(reference_place);
@@ -191,6 +194,7 @@ TEST_P(AttentionInvariantTest, ThreadsChangeNothingWithHeadRangesAndBias) {
                       .kv_heads = {.begin = 1, .end = 2}});
   c.slices[0].kv_heads = {.begin = 0, .end = 2};
   c.slopes = {0.5, 0.1, 0.03, 1e-4, 1e-5, 0.001};
+  c.decay = xpos_decay(32, 10.0);
   const AttentionProblem p = make_problem(c, GetParam().dtype);
   AttentionEngine one = engine(1);
   const EngineResult expected = run_engine(one, c, p, GetParam().dtype);

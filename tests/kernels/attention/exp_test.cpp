@@ -22,14 +22,14 @@ class ExpTest : public ::testing::TestWithParam<Named> {};
 TEST_P(ExpTest, WithinTwoUnitsInTheLastPlace) {
   if (!cpu_supports(GetParam().isa)) GTEST_SKIP() << "no " << name_of(GetParam().isa);
   std::vector<float> x;
-  for (double at = 0; at > -126.0; at -= 1.37e-4) x.push_back(static_cast<float>(at));
+  for (double at = 30.0; at > -126.0; at -= 1.37e-4) x.push_back(static_cast<float>(at));
   std::vector<float> y(x.size());
   GetParam().table().exp2(x.data(), y.data(), static_cast<Index>(x.size()));
   double worst = 0;
   float worst_at = 0;
   for (std::size_t i = 0; i < x.size(); ++i) {
     const double exact = std::exp2(static_cast<double>(x[i]));
-    const double unit = std::nextafter(static_cast<float>(exact), 2.0f) - static_cast<float>(exact);
+    const double unit = std::nextafter(static_cast<float>(exact), 2e9f) - static_cast<float>(exact);
     const double error = std::abs(static_cast<double>(y[i]) - exact) / unit;
     if (error > worst) worst = error, worst_at = x[i];
   }
