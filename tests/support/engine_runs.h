@@ -13,8 +13,8 @@
 
 namespace farspan::testing {
 
-// `count` sequences of random tokens in documents of random length, labels shifted, some not
-// scored.
+// `count` sequences of random tokens in documents of random length up to `longest` (0: each
+// sequence is one document), labels shifted, some not scored.
 inline Batch random_batch(std::uint64_t seed, std::int64_t count, std::int64_t length,
                           std::int64_t vocab, std::int64_t longest) {
   std::mt19937_64 rng(seed);
@@ -25,7 +25,9 @@ inline Batch random_batch(std::uint64_t seed, std::int64_t count, std::int64_t l
   std::int64_t left = 0, position = 0;
   for (std::int64_t t = 0; t < count * length; ++t) {
     if (left == 0 || t % length == 0) {
-      left = static_cast<std::int64_t>(1 + rng() % static_cast<std::uint64_t>(longest));
+      left = longest == 0
+                 ? length
+                 : static_cast<std::int64_t>(1 + rng() % static_cast<std::uint64_t>(longest));
       position = 0;
       ++segment;
     }
@@ -52,21 +54,22 @@ struct EngineRun {
 // Runs config.train.steps optimizer steps on the mesh of `config`; step s trains on the sequences
 // of random_batch(1000 + s). Micro-batches and ranks share out the same sequences whatever the
 // mesh.
-inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longest = 30) {
+inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longest = 30,
+                            int num_threads = 1) {
   EngineRun out;
   const int data = static_cast<int>(config.parallel().data());
   const int context = static_cast<int>(config.parallel().context());
   const auto& train = config.train();
   run_local_ranks(data * context, [&](Communicator& world) {
-    const auto backend = make_backend({.kind = DeviceKind::kCpu});
-    const Mesh mesh(world, data, context,
-                    std::max(1, static_cast<int>(config.parallel().ulysses())));
+    const auto backend = make_backend({.kind = DeviceKind::kCpu, .num_threads = num_threads});
+    const Mesh mesh = make_mesh(config, world);
     Trace trace;
     const ArenaSizes sizes = dry_run(config, world.rank(), world.size()).sizes;
     Engine engine(config, *backend, mesh, sizes, trace);
     engine.initialize();
     const std::int64_t rows = train.micro_batch(), length = train.sequence_length();
-    const Sharding sharding = Sharding::from(config, mesh.place());
+    Sharder sharder(Sharding::from(config, mesh.place()));
+    MemoryProbe probe(config, world.rank(), world.size(), sizes);
     const std::int64_t micro_batches = train.batch_tokens() / (length * rows * data);
     for (std::int64_t s = 0; s < train.steps(); ++s) {
       const Batch all =
@@ -85,7 +88,8 @@ inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longes
         b.labels = cut(all.labels);
         b.positions = cut(all.positions);
         b.segments = cut(all.segments);
-        mine.push_back(shard(b, sharding));
+        mine.push_back(sharder(b));
+        engine.reserve(probe.train(mine.back()));
       }
       engine.train_step(mine, 1e-2, {});
       const StepResult r = engine.read_step();
