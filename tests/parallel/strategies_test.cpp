@@ -38,7 +38,7 @@ TaskOptions random_options(std::mt19937_64& rng) {
   o.pattern = any_of(rng, sample_patterns());
   if (o.pattern.sparse == SparseKind::kShifted && o.heads.kv % 2 != 0) o.heads = {8, 4, 8};
   o.alibi = rng() % 3 == 0;
-  o.xpos = false;
+  o.xpos = o.pattern.causal && rng() % 4 == 0;
   o.jumps = rng() % 2 == 0;
   return o;
 }
