@@ -35,7 +35,7 @@ struct TaskOptions {
   TaskHeads heads{};
   AttentionPattern pattern{};
   bool alibi = false, xpos = false;
-  bool jumps = false;  // positions that jump ahead (PoSE)
+  bool jumps = false;  // positions that jump ahead (PoSE) and, without xPos, start again
 };
 
 struct AttentionTask {
@@ -62,7 +62,8 @@ inline AttentionTask make_task(const TaskOptions& options) {
                      .k = {},
                      .v = {},
                      .dout = {}};
-  task.positions = random_positions(rng, task.segments, options.jumps ? 20 : 0, false);
+  task.positions =
+      random_positions(rng, task.segments, options.jumps ? 20 : 0, options.jumps && !options.xpos);
   std::normal_distribution<float> normal;
   const auto draw = [&](std::vector<float>& x, std::int64_t heads) {
     x.resize(static_cast<std::size_t>(options.length * heads * options.heads.dim));
