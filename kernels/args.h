@@ -45,6 +45,10 @@ struct MatmulArgs {
   bool trans_a = false;
   bool trans_b = false;
   GradMode mode = GradMode::kOverwrite;
+  // Borders of blocks of out's rows, 0 first and M last; with trans_a one block. The bits of a
+  // block then depend on its rows of a, on b and on the block's extents alone: not on the other
+  // blocks, nor on the number of threads. Empty: as is fastest.
+  std::span<const std::int64_t> row_blocks = {};
 };
 
 // y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps). (Zhang & Sennrich 2019, eq. 4.)
@@ -248,7 +252,7 @@ struct AttentionBackwardArgs {
 // dst[dst_begin + r dst_stride + c] = (or +=) src[src_begin + r src_stride + c], r < rows, c <
 // cols: offsets and strides in elements of the flat tensors. Takes heads out of (T, H, D), or
 // columns of (H, T). dtypes f32 and bf16 may differ (rounded); i32 and i64 are copied; kAccumulate:
-// dst f32.
+// dst f32, or both i64.
 struct Copy2dArgs {
   Tensor src, dst;
   std::int64_t rows = 0, cols = 0;
@@ -274,7 +278,7 @@ struct ExactAddArgs {
   ExactSum sum;
 };
 
-// dst[i] = (or +=) sum[i] rounded to dst's dtype; all NaN when invalid > 0.
+// dst[i] = (or +=) sum[i], rounded to f64 and from there to dst's dtype; all NaN when invalid > 0.
 struct ExactReadArgs {
   ExactSum sum;
   Tensor dst;  // (n) f32 or f64

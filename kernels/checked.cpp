@@ -1,6 +1,7 @@
 // The rules of args.h, one function per operation, in the same order.
 #include "kernels/checked.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "kernels/contract.h"
@@ -95,6 +96,12 @@ void Checked::matmul(const MatmulArgs& args, Stream& stream) {
   rule.require(args.mode == GradMode::kOverwrite || args.out.dtype == DType::kF32,
                "accumulation needs an f32 out");
   rule.apart(args.out, "out", {{args.a, "a"}, {args.b, "b"}});
+  if (const auto& borders = args.row_blocks; !borders.empty()) {
+    rule.require(borders.front() == 0 && borders.back() == m &&
+                     std::is_sorted(borders.begin(), borders.end()),
+                 "row_blocks do not ascend from 0 to the rows of out");
+    rule.require(!args.trans_a || borders.size() <= 2, "a transposed a has one block of rows");
+  }
   inner_->matmul(args, stream);
 }
 
@@ -420,9 +427,9 @@ void Checked::copy_2d(const Copy2dArgs& args, Stream& stream) {
   rule.require(
       args.src.dtype == args.dst.dtype || (is_float(args.src.dtype) && is_float(args.dst.dtype)),
       "dtypes differ and are not f32 and bf16");
-  rule.require(args.mode == GradMode::kOverwrite ||
-                   (args.dst.dtype == DType::kF32 && is_float(args.src.dtype)),
-               "accumulation needs an f32 dst and a src of f32 or bf16");
+  rule.require(args.mode == GradMode::kOverwrite || args.dst.dtype == DType::kF32 ||
+                   args.dst.dtype == DType::kI64,
+               "accumulation needs a dst of f32 or i64");
   rule.require(args.rows <= 1 || args.dst_stride >= args.cols, "rows of dst overlap");
   const Tensor from =
       touched(rule, args.src, "src", args.src_begin, args.src_stride, args.rows, args.cols);

@@ -67,6 +67,14 @@ void CpuKernels::copy(const CopyArgs& args, Stream&) {
   });
 }
 
+namespace {
+
+void add_integers(std::int64_t* sum, const std::int64_t* x, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) sum[i] += x[i];
+}
+
+}  // namespace
+
 // Elements [col, col + n) of row `row`, by dtypes and mode.
 void CpuKernels::Impl::copy_part(const Copy2dArgs& args, std::int64_t row, std::int64_t col,
                                  std::int64_t n) const {
@@ -74,7 +82,9 @@ void CpuKernels::Impl::copy_part(const Copy2dArgs& args, std::int64_t row, std::
   const std::int64_t to = args.dst_begin + row * args.dst_stride + col;
   const bool narrow = args.src.dtype == DType::kBF16;
   if (args.mode == GradMode::kAccumulate) {
-    if (narrow)
+    if (args.dst.dtype == DType::kI64)
+      add_integers(args.dst.ptr<std::int64_t>() + to, args.src.ptr<std::int64_t>() + from, n);
+    else if (narrow)
       rows.bf16.accumulate(raw<float>(args.dst) + to, raw<std::uint16_t>(args.src) + from, n);
     else
       rows.f32.accumulate(raw<float>(args.dst) + to, raw<float>(args.src) + from, n);

@@ -7,10 +7,12 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <new>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <tuple>
+#include <vector>
 
 #include "kernels/cpu/parallel.h"
 
@@ -18,6 +20,11 @@ namespace farspan::cpu {
 namespace {
 
 using dnnl::memory;
+
+// Parts of a product in row_blocks, each computed by one thread. Their extents come from the
+// block's alone, so that the bits do not depend on the number of threads.
+constexpr std::int64_t kPartRows = 128;
+constexpr std::int64_t kPartCols = 512;
 
 // Beyond this many shapes (ragged batches without end) the kept primitives are dropped.
 constexpr std::size_t kMaxPlans = 4096;
@@ -38,6 +45,22 @@ struct Product {
   }
   friend bool operator<(const Product& x, const Product& y) { return x.key() < y.key(); }
 };
+
+// Where a product's matrices begin.
+struct Operands {
+  const std::byte *a, *b;
+  std::byte* out;
+};
+
+// The product of rows [row, row + m) of op(a) and columns [col, col + n) of op(b).
+Operands part_of(const Product& p, const Operands& whole, std::int64_t row, std::int64_t col) {
+  const auto bytes = [](std::int64_t elements, DType dtype) {
+    return static_cast<std::size_t>(elements) * size_of(dtype);
+  };
+  return {.a = whole.a + bytes(p.trans_a ? row : row * p.ld_a, p.in),
+          .b = whole.b + bytes(p.trans_b ? col * p.ld_b : col, p.in),
+          .out = whole.out + bytes(row * p.ld_c + col, p.out)};
+}
 
 struct Plan {
   dnnl::matmul primitive;
@@ -79,10 +102,15 @@ struct Matmul::Impl {
   Impl(MatmulConfig given, const RowOps& row_operations)
       : config(given), rows(row_operations), engine(dnnl::engine::kind::cpu, 0), stream(engine) {}
 
+  // k > 0.
+  void run(const Product& p, const Operands& data);
+  // Blocks of rows, with borders as MatmulArgs::row_blocks says.
+  void run_blocks(const Product& p, const Operands& data, std::span<const std::int64_t> borders);
+
   Plan& plan(const Product& p);
   void multiply(const Product& p, const void* a, const void* b, void* c);
   void multiply_widened(const Product& whole, const std::uint16_t* a, const std::uint16_t* b,
-                        const Tensor& out);
+                        std::byte* out);
   void widen(const std::uint16_t* src, std::int64_t ld, std::int64_t num_rows, std::int64_t cols,
              float* dst) const;
 
@@ -93,6 +121,7 @@ struct Matmul::Impl {
   std::map<Product, Plan> plans;
   Workspace scratch;
   Workspace tiles;
+  std::vector<std::unique_ptr<Impl>> workers;  // of one thread each, for run_blocks
 };
 
 Plan& Matmul::Impl::plan(const Product& p) {
@@ -158,7 +187,7 @@ void Matmul::Impl::widen(const std::uint16_t* src, std::int64_t ld, std::int64_t
 }
 
 void Matmul::Impl::multiply_widened(const Product& whole, const std::uint16_t* a,
-                                    const std::uint16_t* b, const Tensor& out) {
+                                    const std::uint16_t* b, std::byte* out) {
   const std::int64_t tm = std::min(config.tile, whole.m);
   const std::int64_t tn = std::min(config.tile, whole.n);
   const std::int64_t tk = std::min(config.tile, whole.k);
@@ -171,7 +200,7 @@ void Matmul::Impl::multiply_widened(const Product& whole, const std::uint16_t* a
     for (std::int64_t j = 0; j < whole.n; j += tn) {
       const std::int64_t m = std::min(tm, whole.m - i);
       const std::int64_t n = std::min(tn, whole.n - j);
-      float* c = narrow ? tile_c : out.ptr<float>() + i * whole.n + j;
+      float* c = narrow ? tile_c : reinterpret_cast<float*>(out) + i * whole.ld_c + j;
       for (std::int64_t l = 0; l < whole.k; l += tk) {
         const std::int64_t k = std::min(tk, whole.k - l);
         const auto* from_a = a + (whole.trans_a ? l * whole.ld_a + i : i * whole.ld_a + l);
@@ -183,7 +212,7 @@ void Matmul::Impl::multiply_widened(const Product& whole, const std::uint16_t* a
                   .k = k,
                   .ld_a = whole.trans_a ? m : k,
                   .ld_b = whole.trans_b ? k : n,
-                  .ld_c = narrow ? n : whole.n,
+                  .ld_c = narrow ? n : whole.ld_c,
                   .trans_a = whole.trans_a,
                   .trans_b = whole.trans_b,
                   .accumulate = whole.accumulate || l > 0,
@@ -192,12 +221,61 @@ void Matmul::Impl::multiply_widened(const Product& whole, const std::uint16_t* a
                  tile_a, tile_b, c);
       }
       if (!narrow) continue;
-      auto* to = reinterpret_cast<std::uint16_t*>(out.data) + i * whole.n + j;
+      auto* to = reinterpret_cast<std::uint16_t*>(out) + i * whole.ld_c + j;
       const std::int64_t grain = std::max<std::int64_t>(1, 16384 / n);
       parallel_for(config.num_threads, m, grain, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t r = begin; r < end; ++r) rows.narrow(tile_c + r * n, to + r * whole.n, n);
+        for (std::int64_t r = begin; r < end; ++r)
+          rows.narrow(tile_c + r * n, to + r * whole.ld_c, n);
       });
     }
+}
+
+void Matmul::Impl::run(const Product& p, const Operands& data) {
+  if (p.in == DType::kBF16 && !config.native_bf16)
+    multiply_widened(p, reinterpret_cast<const std::uint16_t*>(data.a),
+                     reinterpret_cast<const std::uint16_t*>(data.b), data.out);
+  else
+    multiply(p, data.a, data.b, data.out);
+}
+
+// Each worker holds primitives that were made for one thread: how oneDNN cuts a product depends on
+// the number that it is given.
+void Matmul::Impl::run_blocks(const Product& p, const Operands& data,
+                              std::span<const std::int64_t> borders) {
+  while (workers.size() < static_cast<std::size_t>(config.num_threads)) {
+    MatmulConfig one = config;
+    one.num_threads = 1;
+    workers.push_back(std::make_unique<Impl>(one, rows));
+  }
+  const std::int64_t col_parts = (p.n + kPartCols - 1) / kPartCols;
+  std::int64_t row_parts = 0;
+  for (std::size_t i = 0; i + 1 < borders.size(); ++i)
+    row_parts += (borders[i + 1] - borders[i] + kPartRows - 1) / kPartRows;
+  // Errors leave a parallel loop by hand, one for each thread.
+  const auto run_parts = [&](Impl& worker, std::int64_t begin, std::int64_t end) {
+    std::int64_t index = 0;  // of the part's row
+    for (std::size_t i = 0; i + 1 < borders.size(); ++i)
+      for (std::int64_t row = borders[i]; row < borders[i + 1]; row += kPartRows, ++index)
+        for (std::int64_t j = 0; j < col_parts; ++j) {
+          const std::int64_t part_index = index * col_parts + j;
+          if (part_index < begin || part_index >= end) continue;
+          Product part = p;
+          part.m = std::min(kPartRows, borders[i + 1] - row);
+          part.n = std::min(kPartCols, p.n - j * kPartCols);
+          worker.run(part, part_of(p, data, row, j * kPartCols));
+        }
+  };
+  std::exception_ptr failure;
+  parallel_for(config.num_threads, row_parts * col_parts, 1,
+               [&](std::int64_t begin, std::int64_t end) {
+                 try {
+                   run_parts(*workers[static_cast<std::size_t>(omp_get_thread_num())], begin, end);
+                 } catch (...) {
+#pragma omp critical(farspan_matmul_failure)
+                   failure = std::current_exception();
+                 }
+               });
+  if (failure) std::rethrow_exception(failure);
 }
 
 Matmul::Matmul(MatmulConfig config, const RowOps& rows)
@@ -223,11 +301,11 @@ void Matmul::run(const MatmulArgs& args) {
     if (!accumulate) std::memset(args.out.data, 0, args.out.bytes());
     return;
   }
-  if (args.a.dtype == DType::kBF16 && !impl_->config.native_bf16)
-    impl_->multiply_widened(product, reinterpret_cast<const std::uint16_t*>(args.a.data),
-                            reinterpret_cast<const std::uint16_t*>(args.b.data), args.out);
+  const Operands data{args.a.data, args.b.data, args.out.data};
+  if (args.row_blocks.empty())
+    impl_->run(product, data);
   else
-    impl_->multiply(product, args.a.data, args.b.data, args.out.data);
+    impl_->run_blocks(product, data, args.row_blocks);
 }
 
 bool onednn_has_native_bf16() {

@@ -10,7 +10,8 @@
 // rounding of the result; memory for that is three f32 tiles, whatever the shape.
 //
 // Repeatable bit for bit with a given number of threads. Not the same for every number of threads:
-// oneDNN splits a long K over threads when M * N is small (seen at M, N <= 128, K >= 4096).
+// oneDNN splits a long K over threads when M * N is small (seen at M, N <= 128, K >= 4096). With
+// row_blocks it is: blocks, and parts of large ones, are products of one thread each.
 #pragma once
 
 #include <cstdint>

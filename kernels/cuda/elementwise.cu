@@ -35,6 +35,13 @@ __global__ void copy_rows_kernel(const T* src, T* dst, Rows2d r) {
   }
 }
 
+__global__ void add_integer_rows_kernel(const std::int64_t* src, std::int64_t* dst, Rows2d r) {
+  for (std::int64_t i = first_index(); i < r.n; i += stride()) {
+    const std::int64_t row = i / r.cols, col = i % r.cols;
+    dst[row * r.dst_stride + col] += src[row * r.src_stride + col];
+  }
+}
+
 template <typename From, typename To>
 __global__ void convert_rows_kernel(const From* src, To* dst, bool accumulate, Rows2d r) {
   for (std::int64_t i = first_index(); i < r.n; i += stride()) {
@@ -178,7 +185,11 @@ void copy_2d(const Copy2dArgs& args, cudaStream_t stream) {
   const Rows2d shape{args.cols, args.src_stride, args.dst_stride, args.rows * args.cols};
   if (shape.n == 0) return;
   const bool narrow = args.src.dtype == DType::kBF16;
-  if (args.mode == GradMode::kAccumulate && narrow)
+  if (args.mode == GradMode::kAccumulate && args.dst.dtype == DType::kI64)
+    add_integer_rows_kernel<<<grid_of(shape.n), kBlock, 0, stream>>>(
+        data<std::int64_t>(args.src) + args.src_begin,
+        data<std::int64_t>(args.dst) + args.dst_begin, shape);
+  else if (args.mode == GradMode::kAccumulate && narrow)
     launch_convert_rows<bf16, float>(args, shape, stream);
   else if (args.mode == GradMode::kAccumulate)
     launch_convert_rows<float, float>(args, shape, stream);

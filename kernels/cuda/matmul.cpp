@@ -134,6 +134,15 @@ Buffer& Matmul::workspace(const Stream& stream) {
 }
 
 void Matmul::run(const MatmulArgs& args, Stream& stream) {
+  for (std::size_t i = 0; args.row_blocks.size() > 2 && i + 1 < args.row_blocks.size(); ++i) {
+    const std::int64_t begin = args.row_blocks[i], count = args.row_blocks[i + 1] - begin;
+    MatmulArgs block = args;  // not trans_a
+    block.row_blocks = {};
+    block.a = args.a.rows(begin, count);
+    block.out = args.out.rows(begin, count);
+    run(block, stream);
+  }
+  if (args.row_blocks.size() > 2) return;
   const std::int64_t m = args.out.shape[0], n = args.out.shape[1];
   const std::int64_t k = args.a.shape[args.trans_a ? 0 : 1];
   if (m == 0 || n == 0) return;

@@ -77,6 +77,20 @@ TEST_F(CheckedTest, Matmul) {
   EXPECT_THAT(message({.a = square, .b = f32({3, 3}), .out = square}), HasSubstr("overlaps a"));
   EXPECT_THAT(message({.a = a, .b = b, .out = {}}), HasSubstr("out"));
   EXPECT_THAT(message({.a = f32({6}), .b = b, .out = a}), HasSubstr("2 dimensions"));
+  const std::int64_t blocks[] = {0, 1, 2};
+  const MatmulArgs good{.a = a, .b = b, .out = f32({2, 4}), .row_blocks = blocks};
+  EXPECT_NO_THROW(kernels().matmul(good, stream()));
+  const std::int64_t descending[] = {0, 1, 0, 2}, short_of[] = {0, 1};
+  for (const std::span<const std::int64_t> borders :
+       {std::span<const std::int64_t>(descending), std::span<const std::int64_t>(short_of)}) {
+    MatmulArgs bad = good;
+    bad.row_blocks = borders;
+    EXPECT_THAT(message(bad), HasSubstr("row_blocks"));
+  }
+  EXPECT_THAT(
+      message(
+          {.a = f32({3, 2}), .b = b, .out = f32({2, 4}), .trans_a = true, .row_blocks = blocks}),
+      HasSubstr("one block"));
 }
 
 TEST_F(CheckedTest, DevicesAndMissingTensors) {
@@ -300,7 +314,7 @@ TEST_F(CheckedTest, Copy2d) {
                 a.dst = bf16({4, 3});
                 a.mode = GradMode::kAccumulate;
               }),
-              HasSubstr("f32 dst"));
+              HasSubstr("dst of f32 or i64"));
   EXPECT_THAT(message([&](auto& a) { a.dst = a.src; }), HasSubstr("dst overlaps src"));
   Copy2dArgs within = good;  // apart inside one tensor: rows 0 and 1 to rows 2 and 3
   within.rows = 2;

@@ -103,6 +103,15 @@ TEST_P(ExactParity, CopyOfIntegersAndOfNothing) {
                     .dst_stride = 10};
     kernels().copy_2d(args, stream());
     expect_close(on().get(args.dst), copied(src, dst, args), kExact, "dst");
+    if (type == DType::kI64) {
+      args.mode = GradMode::kAccumulate;
+      Values sum = on().get(args.dst);
+      for (std::int64_t i = 0; i < 20; ++i)
+        sum[static_cast<std::size_t>(7 + i / 4 * 10 + i % 4)] +=
+            src[static_cast<std::size_t>(2 + i % 4)];
+      kernels().copy_2d(args, stream());
+      expect_close(on().get(args.dst), sum, kExact, "sum");
+    }
     args.dst = on().put(dst, type, {60});
     args.rows = 0;
     kernels().copy_2d(args, stream());
