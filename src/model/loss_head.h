@@ -35,6 +35,10 @@ class LossHead {
 
  private:
   void norm(Tensor x, Tensor y, Tensor rstd, const StepContext& ctx) const;
+  // Chunks of `tokens` rows: the most rows that one has, and where the one that begins at `row`
+  // ends. In invariant mode a chunk is a block of tokens.
+  std::int64_t largest_chunk(std::int64_t tokens, const StepContext& ctx) const;
+  std::int64_t chunk_end(std::int64_t row, std::int64_t tokens, const StepContext& ctx) const;
 
   Parameter* gain_;
   Parameter* head_;

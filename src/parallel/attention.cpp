@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "parallel/allgather_attention.h"
+#include "parallel/invariant_attention.h"
 #include "parallel/ring_attention.h"
 #include "parallel/ulysses_attention.h"
 
@@ -66,7 +67,8 @@ AttentionBytes ulysses_bytes(const AttentionPlan& plan, const ContextPlace& plac
 
 std::unique_ptr<Attention> make_attention(std::string_view strategy, bool invariant) {
   if (strategy == "ring" && !invariant) return std::make_unique<RingAttention>();
-  if (strategy == "allgather" && !invariant) return std::make_unique<AllgatherAttention>();
+  if (strategy == "allgather" && invariant) return std::make_unique<InvariantAttention>();
+  if (strategy == "allgather") return std::make_unique<AllgatherAttention>();
   if ((strategy == "ulysses" || strategy == "hybrid") && !invariant)
     return std::make_unique<UlyssesAttention>();
   throw Error(ExitCode::kUsage, {.what = fmt::format("there is no {}attention '{}'",
@@ -77,7 +79,8 @@ std::unique_ptr<Attention> make_attention(std::string_view strategy, bool invari
 }
 
 AttentionBytes attention_bytes(std::string_view strategy, const AttentionPlan& plan,
-                               const ContextPlace& place, const HeadShape& heads, bool) {
+                               const ContextPlace& place, const HeadShape& heads, bool invariant) {
+  if (strategy == "allgather" && invariant) return invariant_bytes(plan, place.ring_rank, heads);
   if (strategy == "allgather") return allgather_bytes(plan, place.ring_rank, heads);
   if (strategy == "ulysses" || strategy == "hybrid") return ulysses_bytes(plan, place, heads);
   FARSPAN_CHECK(strategy == "ring", "attention '{}'", strategy);

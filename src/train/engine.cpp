@@ -44,7 +44,7 @@ Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& me
       activations_(std::make_unique<Arena>(backend.device(), sizes.activations, "activations")),
       scratch_(std::make_unique<Arena>(backend.device(), sizes.scratch, "scratch")),
       batch_(std::make_unique<Arena>(backend.device(), sizes.batch, "batch")),
-      attention_(make_attention(config.parallel().attention())),
+      attention_(make_attention(config.parallel().attention(), config.parallel().invariant())),
       model_(config.model(), compute_, parameters_, *attention_) {
   parameters_.allocate({weights_, gradients_, &optimizer_states_}, compute_);
   model_.allocate(weights_, backend_);
@@ -53,6 +53,9 @@ Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& me
   sums_ = optimizer_states_.take(DType::kF64, {kNumSums}, "step.sums");
   eval_sums_ = optimizer_states_.take(DType::kF64, {2}, "evaluation.sums");
   backend_.kernels().fill({.dst = eval_sums_, .value = 0}, backend_.stream());
+  if (config.parallel().invariant())
+    invariant_ = std::make_unique<InvariantStep>(backend_, gradients_, parameters_.flat_gradients(),
+                                                 sum(kLoss), eval_sums_.rows(0, 1));
 }
 
 void Engine::initialize() { parameters_.initialize(seed_, backend_); }
@@ -81,7 +84,8 @@ PassMemory Engine::pass_memory() const {
 }
 
 StepContext Engine::context(const MicroBatch& micro_batch) const {
-  return {.backend = backend_,
+  if (invariant_) invariant_->begin_pass(micro_batch.row_blocks, *scratch_);
+  return {.backend = invariant_ ? invariant_->backend() : backend_,
           .saved = *activations_,
           .scratch = *scratch_,
           .mesh = mesh_,
@@ -111,6 +115,7 @@ void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
   // Each context rank brings its share, so that the sum over the world counts a sequence once.
   pairs /= mesh_.context_size();
   k.fill({.dst = parameters_.flat_gradients(), .value = 0}, stream);
+  if (invariant_) invariant_->begin();
   k.fill({.dst = sums_, .value = 0}, stream);
   k.fill({.dst = sum(kPairs), .value = pairs}, stream);
   k.fill({.dst = sum(kStop), .value = flags.stop_requested ? 1.0 : 0.0}, stream);
@@ -124,7 +129,10 @@ void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
   {
     auto section = trace_.section("gradients.all_reduce");
     mesh_.world().all_reduce(sums_, ReduceOp::kSum, stream).wait();
-    mesh_.world().all_reduce(parameters_.flat_gradients(), ReduceOp::kSum, stream).wait();
+    if (invariant_)
+      invariant_->reduce(mesh_.world());
+    else
+      mesh_.world().all_reduce(parameters_.flat_gradients(), ReduceOp::kSum, stream).wait();
   }
   auto section = trace_.section("optimizer");
   optimizer_->step(lr, losses.loss_sum, losses.valid_count, parameters_.flat_gradients(), backend_);
@@ -161,6 +169,7 @@ void Engine::evaluate(const MicroBatch& micro_batch) {
 EvalResult Engine::read_evaluation() {
   std::array<double, 2> sums{};
   mesh_.world().all_reduce(eval_sums_, ReduceOp::kSum, backend_.stream()).wait();
+  if (invariant_) invariant_->reduce_evaluation(mesh_.world());
   read(eval_sums_, sums.data());
   backend_.stream().synchronize();
   backend_.kernels().fill({.dst = eval_sums_, .value = 0}, backend_.stream());

@@ -18,6 +18,7 @@
 #include "model/transformer.h"
 #include "optim/adamw.h"
 #include "parallel/mesh.h"
+#include "train/invariant_step.h"
 #include "train/micro_batch.h"
 
 namespace farspan {
@@ -98,6 +99,7 @@ class Engine {
   enum Sum : std::int64_t { kLoss, kValid, kPairs, kStop, kSaveFailed, kNumSums };
   Tensor sum(Sum which) const { return sums_.rows(which, 1); }
 
+  // What the model runs a pass over this micro-batch with.
   StepContext context(const MicroBatch& micro_batch) const;
   TokenTensors upload(const MicroBatch& micro_batch);
   void read(Tensor device, void* host) const;
@@ -114,8 +116,9 @@ class Engine {
   ParameterStore parameters_;
   Transformer model_;
   std::unique_ptr<AdamW> optimizer_;
-  Tensor sums_;       // (kNumSums) f64
-  Tensor eval_sums_;  // (2) f64: loss, valid
+  Tensor sums_;                               // (kNumSums) f64
+  Tensor eval_sums_;                          // (2) f64: loss, valid
+  std::unique_ptr<InvariantStep> invariant_;  // with parallel.invariant
 };
 
 // The mesh that a resolved configuration asks for. Collective over `world`.

@@ -51,6 +51,26 @@ std::vector<std::int32_t> take(const std::vector<std::int32_t>& global,
   return local;
 }
 
+// Borders, in local rows, of the blocks that the runs consist of.
+std::vector<std::int64_t> row_blocks(const std::vector<IndexRange>& runs,
+                                     std::int64_t sequence_length, std::int64_t block) {
+  std::vector<std::int64_t> borders{0};
+  for (const IndexRange& run : runs) {
+    FARSPAN_CHECK(run.stride == 1 && run.begin % sequence_length % block == 0,
+                  "a run of tokens [{}, {}) by {} is not made of blocks of {}", run.begin, run.end,
+                  run.stride, block);
+    for (std::int64_t begin = run.begin; begin < run.end;) {
+      const std::int64_t sequence = begin - begin % sequence_length;
+      const std::int64_t end = std::min({begin + block, sequence + sequence_length, run.end});
+      FARSPAN_CHECK(end == begin + block || end == sequence + sequence_length,
+                    "tokens from {} on: a run ends inside a block of {}", begin, block);
+      borders.push_back(borders.back() + end - begin);
+      begin = end;
+    }
+  }
+  return borders;
+}
+
 }  // namespace
 
 Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& place) {
@@ -64,12 +84,14 @@ Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& pla
           .num_heads = config.model().num_attention_heads(),
           .num_kv_heads = config.model().num_key_value_heads(),
           .gather = parallel.attention() == "allgather",
-          .positions = position == "alibi" || position == "xpos"};
+          .positions = position == "alibi" || position == "xpos",
+          .block = parallel.invariant() ? kInvariantBlock : 0};
 }
 
 SequenceLayout make_layout(const Batch& batch, const Sharding& sharding) {
-  SequenceLayout layout = SequenceLayout::make(sharding.layout, batch.sequences,
-                                               batch.sequence_length, sharding.place.ring_size);
+  SequenceLayout layout =
+      SequenceLayout::make(sharding.layout, batch.sequences, batch.sequence_length,
+                           sharding.place.ring_size, std::max<std::int64_t>(sharding.block, 1));
   std::int64_t stride = 1;
   for (const AttentionPattern& pattern : sharding.patterns.patterns)
     stride = std::lcm(stride, pattern.row_stride());
@@ -123,8 +145,12 @@ void Sharder::plan(const Batch& batch) {
          .pattern = pattern,
          .local_kv_heads = kv_heads,
          .num_kv_heads = sharding_.num_kv_heads,
-         .gather = sharding_.gather},
+         .gather = sharding_.gather,
+         .block = sharding_.block,
+         .sequence_length = batch.sequence_length},
         place.ring_rank));
+  if (sharding_.block > 0)
+    made_.row_blocks = row_blocks(ranges_, batch.sequence_length, sharding_.block);
   made_.visible_pairs = visible_pairs(batch.segments, sharding_.patterns, sharding_.num_kv_heads);
   sequence_length_ = batch.sequence_length;
   segments_ = batch.segments;

@@ -16,6 +16,10 @@
 
 namespace farspan {
 
+// Tokens of a block of the invariant mode, counted from the start of each sequence: what is
+// computed and summed as one piece, whatever the number of ranks.
+inline constexpr std::int64_t kInvariantBlock = 128;
+
 // How a run cuts its micro-batches: a function of the configuration and of the rank's place.
 struct Sharding {
   LayoutKind layout = LayoutKind::kZigzag;

@@ -1,0 +1,285 @@
+#include "parallel/invariant_attention.h"
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "parallel/attention_parts.h"
+
+namespace farspan {
+namespace {
+
+using Slices = std::vector<AttentionSlice>;
+
+const AttentionPlan::Gather& gather_of(const StepContext& ctx) {
+  const AttentionPlan::Gather& gather = ctx.plan().gather;
+  FARSPAN_CHECK(static_cast<int>(gather.num_sent.size()) == ctx.mesh.ring().size(),
+                "a plan without what all-gather exchanges");
+  return gather;
+}
+
+// A tensor's rows as one message for each rank that gets or sends some, in rank order.
+std::vector<Message> messages(Tensor rows, const std::vector<std::int64_t>& counts) {
+  std::vector<Message> list;
+  std::int64_t row = 0;
+  for (std::size_t peer = 0; peer < counts.size(); ++peer) {
+    if (counts[peer] > 0) list.push_back({static_cast<int>(peer), rows.rows(row, counts[peer])});
+    row += counts[peer];
+  }
+  return list;
+}
+
+std::int64_t total(const std::vector<std::int64_t>& counts) {
+  return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+}
+
+// The rows of `local` (T, H, D) that ranks need, this one too, sent to them; returns those
+// received.
+Tensor gather_rows(Tensor local, std::string_view name, const StepContext& ctx) {
+  const AttentionPlan::Gather& plan = gather_of(ctx);
+  const Tensor gathered = ctx.scratch.take(local.dtype, local.shape.with_rows(plan.rows), name);
+  auto scope = ctx.scratch.scope();
+  const Tensor packed = ctx.scratch.take(local.dtype, local.shape.with_rows(total(plan.num_sent)),
+                                         "attention.kv_packed");
+  std::int64_t row = 0;
+  for (std::size_t peer = 0; peer < plan.sent.size(); ++peer) {
+    pack_rows(ctx, local, plan.sent[peer], packed.rows(row, plan.num_sent[peer]));
+    row += plan.num_sent[peer];
+  }
+  Pending pending = ctx.mesh.ring().exchange(messages(packed, plan.num_sent),
+                                             messages(gathered, plan.num_received), ctx.stream());
+  wait_exposed(ctx, pending);
+  return gathered;
+}
+
+// One block of queries: local rows [begin, end) and its slices, which count rows from `begin`.
+struct QueryBlock {
+  std::int64_t begin = 0, end = 0;
+  Slices slices;
+  std::int64_t rows() const { return end - begin; }
+};
+
+// Calls body(block) for each of this rank's blocks, in order.
+template <typename Body>
+void for_each_block(const StepContext& ctx, const Body& body) {
+  const std::span<const std::int64_t> borders = ctx.row_blocks;
+  FARSPAN_CHECK(!borders.empty(), "invariant attention without blocks of rows");
+  const auto block_of = [&](const AttentionSlice& s) {
+    return std::upper_bound(borders.begin(), borders.end(), s.q_begin) - borders.begin() - 1;
+  };
+  // A block's slices as the plan orders them; blocks as they lie here.
+  Slices slices = gather_of(ctx).slices;
+  std::stable_sort(slices.begin(), slices.end(),
+                   [&](const auto& a, const auto& b) { return block_of(a) < block_of(b); });
+  std::size_t next = 0;
+  for (std::size_t b = 0; b + 1 < borders.size(); ++b) {
+    QueryBlock block{.begin = borders[b], .end = borders[b + 1], .slices = {}};
+    if (block.rows() == 0) continue;
+    for (; next < slices.size() && slices[next].q_begin < block.end; ++next) {
+      AttentionSlice slice = slices[next];
+      FARSPAN_CHECK(slice.q_begin >= block.begin && slice.q_begin + slice.q_len <= block.end,
+                    "a slice of rows [{}, +{}) crosses the block [{}, {})", slice.q_begin,
+                    slice.q_len, block.begin, block.end);
+      slice.q_begin -= block.begin;
+      block.slices.push_back(slice);
+    }
+    body(block);
+  }
+  FARSPAN_CHECK(next == slices.size(), "{} of {} slices lie in no block of queries",
+                slices.size() - next, slices.size());
+}
+
+// Columns [begin, begin + n) of wide (H, T) from or to narrow (H, n).
+void copy_columns(const StepContext& ctx, Tensor src, std::int64_t src_begin, Tensor dst,
+                  std::int64_t dst_begin) {
+  ctx.kernels().copy_2d({.src = src,
+                         .dst = dst,
+                         .rows = src.shape[0],
+                         .cols = std::min(src.shape[1], dst.shape[1]),
+                         .src_begin = src_begin,
+                         .src_stride = src.shape[1],
+                         .dst_begin = dst_begin,
+                         .dst_stride = dst.shape[1]},
+                        ctx.stream());
+}
+
+// Keys that a block's slices touch, as disjoint runs of rows.
+std::vector<IndexRange> touched_keys(const Slices& slices) {
+  std::vector<IndexRange> runs;
+  for (const AttentionSlice& s : slices)
+    if (s.q_len > 0 && s.k_len > 0) runs.push_back({s.k_begin, s.k_begin + s.k_len});
+  std::sort(runs.begin(), runs.end(),
+            [](const IndexRange& a, const IndexRange& b) { return a.begin < b.begin; });
+  std::vector<IndexRange> merged;
+  for (const IndexRange& run : runs)
+    if (!merged.empty() && run.begin <= merged.back().end)
+      merged.back().end = std::max(merged.back().end, run.end);
+    else
+      merged.push_back(run);
+  return merged;
+}
+
+// The gradient of gathered keys (or values) as exact sums, and their way home.
+class ExactGradient {
+ public:
+  // shape: (rows of the gathered block, H, D).
+  ExactGradient(Shape shape, const StepContext& ctx) : ctx_(ctx) {
+    partial_ = ctx.scratch.take(DType::kF32, shape, "attention.dkv_partial");
+    sum_ = zero_sum(shape);
+  }
+
+  // Where the kernel adds one block's share.
+  Tensor partial() const { return partial_; }
+  void clear(const std::vector<IndexRange>& runs) const {
+    for (const IndexRange& r : runs)
+      ctx_.kernels().fill({.dst = partial_.rows(r.begin, r.size()), .value = 0}, ctx_.stream());
+  }
+  void add(const std::vector<IndexRange>& runs) const {
+    for (const IndexRange& r : runs)
+      ctx_.kernels().exact_add({.src = partial_.rows(r.begin, r.size()),
+                                .ids = {},
+                                .sum = {sum_.high.rows(r.begin, r.size()),
+                                        sum_.low.rows(r.begin, r.size()), sum_.invalid}},
+                               ctx_.stream());
+  }
+
+  // Every rank's share of this rank's rows, added and rounded into grad (T, H, D) f32. Terms
+  // without a place make all of this rank's gradient NaN, and with it the whole step's.
+  void read(Tensor grad) const {
+    auto scope = ctx_.scratch.scope();
+    ExactSum mine = zero_sum(grad.shape);
+    mine.invalid = sum_.invalid;
+    add_home(sum_.high, mine.high);
+    add_home(sum_.low, mine.low);
+    ctx_.kernels().exact_read({.sum = mine, .dst = grad}, ctx_.stream());
+  }
+
+ private:
+  ExactSum zero_sum(Shape shape) const {
+    const ExactSum sum{ctx_.scratch.take(DType::kI64, shape, "attention.exact_high"),
+                       ctx_.scratch.take(DType::kI64, shape, "attention.exact_low"),
+                       ctx_.scratch.take(DType::kI64, {1}, "attention.exact_invalid")};
+    for (const Tensor& t : {sum.high, sum.low, sum.invalid})
+      ctx_.kernels().fill({.dst = t, .value = 0}, ctx_.stream());
+    return sum;
+  }
+
+  void add_home(Tensor gathered, Tensor mine) const {
+    const AttentionPlan::Gather& plan = gather_of(ctx_);
+    auto scope = ctx_.scratch.scope();
+    const Tensor home = ctx_.scratch.take(DType::kI64, mine.shape.with_rows(total(plan.num_sent)),
+                                          "attention.exact_home");
+    Pending pending = ctx_.mesh.ring().exchange(messages(gathered, plan.num_received),
+                                                messages(home, plan.num_sent), ctx_.stream());
+    wait_exposed(ctx_, pending);
+    const std::int64_t width = mine.shape[1] * mine.shape[2];
+    std::int64_t row = 0;
+    for (const std::vector<IndexRange>& ranges : plan.sent)
+      for (const IndexRange& r : ranges) {
+        ctx_.kernels().copy_2d({.src = home,
+                                .dst = mine,
+                                .rows = r.size(),
+                                .cols = width,
+                                .src_begin = row * width,
+                                .src_stride = width,
+                                .dst_begin = r.begin * width,
+                                .dst_stride = r.stride * width,
+                                .mode = GradMode::kAccumulate},
+                               ctx_.stream());
+        row += r.size();
+      }
+  }
+
+  const StepContext& ctx_;
+  Tensor partial_;
+  ExactSum sum_;
+};
+
+}  // namespace
+
+void InvariantAttention::forward(const AttentionInputs& in, Tensor out, Tensor lse,
+                                 const BiasTables& bias, const StepContext& ctx) const {
+  auto scope = ctx.scratch.scope();
+  const Tensor k = gather_rows(in.k, "attention.k_gathered", ctx);
+  const Tensor v = gather_rows(in.v, "attention.v_gathered", ctx);
+  const std::int64_t num_heads = in.q.shape[1];
+  for_each_block(ctx, [&](const QueryBlock& block) {
+    auto block_scope = ctx.scratch.scope();
+    const Tensor q = in.q.rows(block.begin, block.rows());
+    const Shape stats{num_heads, block.rows()};
+    const Tensor block_lse = ctx.scratch.take(DType::kF32, stats, "attention.block_lse");
+    ctx.kernels().attention_forward(
+        {.q = q,
+         .k = k,
+         .v = v,
+         .acc = ctx.scratch.take(DType::kF32, q.shape, "attention.accumulator"),
+         .row_max = ctx.scratch.take(DType::kF32, stats, "attention.row_max"),
+         .row_sum = ctx.scratch.take(DType::kF32, stats, "attention.row_sum"),
+         .slices = block.slices,
+         .scale = score_scale(q),
+         .bias = position_bias(bias, ctx),
+         .invariant = true,
+         .first = true,
+         .last = true,
+         .out = out.rows(block.begin, block.rows()),
+         .lse = block_lse},
+        ctx.stream());
+    copy_columns(ctx, block_lse, 0, lse, block.begin);
+  });
+}
+
+void InvariantAttention::backward(const AttentionInputs& in, Tensor out, Tensor lse, Tensor dout,
+                                  const BiasTables& bias, const AttentionGradients& grads,
+                                  const StepContext& ctx) const {
+  auto scope = ctx.scratch.scope();
+  const Tensor k = gather_rows(in.k, "attention.k_gathered", ctx);
+  const Tensor v = gather_rows(in.v, "attention.v_gathered", ctx);
+  const ExactGradient dk(k.shape, ctx), dv(v.shape, ctx);
+  ctx.kernels().fill({.dst = grads.dq, .value = 0}, ctx.stream());
+  for_each_block(ctx, [&](const QueryBlock& block) {
+    auto block_scope = ctx.scratch.scope();
+    const auto rows = [&](const Tensor& t) { return t.rows(block.begin, block.rows()); };
+    const Shape stats{lse.shape[0], block.rows()};
+    const Tensor block_lse = ctx.scratch.take(DType::kF32, stats, "attention.block_lse");
+    const Tensor delta = ctx.scratch.take(DType::kF32, stats, "attention.delta");
+    copy_columns(ctx, lse, block.begin, block_lse, 0);
+    ctx.kernels().attention_delta({.out = rows(out), .dout = rows(dout), .delta = delta},
+                                  ctx.stream());
+    const std::vector<IndexRange> touched = touched_keys(block.slices);
+    dk.clear(touched);
+    dv.clear(touched);
+    ctx.kernels().attention_backward({.q = rows(in.q),
+                                      .k = k,
+                                      .v = v,
+                                      .dout = rows(dout),
+                                      .lse = block_lse,
+                                      .delta = delta,
+                                      .dq = rows(grads.dq),
+                                      .dk = dk.partial(),
+                                      .dv = dv.partial(),
+                                      .slices = block.slices,
+                                      .scale = score_scale(in.q),
+                                      .bias = position_bias(bias, ctx),
+                                      .invariant = true},
+                                     ctx.stream());
+    dk.add(touched);
+    dv.add(touched);
+  });
+  dk.read(grads.dk);
+  dv.read(grads.dv);
+}
+
+AttentionBytes invariant_bytes(const AttentionPlan& plan, int rank, const HeadShape& heads) {
+  std::int64_t sent = 0, returned = 0;
+  for (std::size_t peer = 0; peer < plan.gather.num_sent.size(); ++peer) {
+    if (static_cast<int>(peer) == rank) continue;
+    sent += plan.gather.num_sent[peer];
+    returned += plan.gather.num_received[peer];
+  }
+  const std::int64_t row = 2 * heads.num_kv_heads * heads.head_dim;  // elements of K and V
+  const std::int64_t forward = sent * row * static_cast<std::int64_t>(size_of(heads.compute));
+  const auto sums = static_cast<std::int64_t>(2 * size_of(DType::kI64));
+  return {.forward = forward, .backward = forward + returned * row * sums};
+}
+
+}  // namespace farspan
