@@ -8,8 +8,6 @@
 namespace farspan {
 namespace {
 
-constexpr std::int64_t kPadding = 64;  // elements: 256 bytes of f32
-
 Tensor slice(const Tensor& flat, const Parameter& p) {
   return flat.rows(p.offset, p.numel()).view(p.shape);
 }

@@ -45,6 +45,8 @@ struct ParameterArenas {
 
 class ParameterStore {
  public:
+  static constexpr std::int64_t kPadding = 64;  // elements: each starts at 256 bytes of f32
+
   // References stay valid. A name is added once.
   Parameter& add(std::string name, Shape shape, ParameterInit init);
   void allocate(const ParameterArenas& arenas, DType compute);

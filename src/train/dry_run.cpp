@@ -15,15 +15,34 @@ std::string human_bytes(double bytes) {
   return {};
 }
 
+// Address space for a dry engine: little more than it needs where that is known, because thread
+// ranks share one address space.
+ArenaSizes dry_sizes(const config::RunConfig& config) {
+  constexpr std::size_t kTables = std::size_t{1} << 24;
+  ParameterStore parameters;
+  const auto attention =
+      make_attention(config.parallel().attention(), config.parallel().invariant());
+  const Transformer model(config.model(), compute_dtype(config), parameters, *attention);
+  const auto n =
+      static_cast<std::size_t>(parameters.num_elements()) +
+      parameters.parameters().size() * static_cast<std::size_t>(ParameterStore::kPadding);
+  return {.weights = 6 * n + kTables,  // f32 and at most a bf16 copy
+          .gradients = 4 * n + kTables,
+          .optimizer = 8 * n + kTables,
+          .activations = kDryCapacity / 2,
+          .scratch = kDryCapacity / 4,
+          .batch = kDryCapacity / 256};
+}
+
 }  // namespace
 
 // A rank on the dry backend.
 struct MemoryProbe::Model {
-  Model(const config::RunConfig& config, int rank, int num_ranks)
+  Model(const config::RunConfig& config, int rank, int num_ranks, const ArenaSizes& sizes)
       : backend(make_backend({.kind = DeviceKind::kDry})),
         world(make_dry_communicator(rank, num_ranks)),
         mesh(make_mesh(config, *world)),
-        engine(config, *backend, mesh, ArenaSizes{}, trace) {}
+        engine(config, *backend, mesh, sizes, trace) {}
 
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Communicator> world;
@@ -32,8 +51,14 @@ struct MemoryProbe::Model {
   Engine engine;
 };
 
-MemoryProbe::MemoryProbe(const config::RunConfig& config, int rank, int num_ranks)
-    : model_(std::make_unique<Model>(config, rank, num_ranks)) {}
+MemoryProbe::MemoryProbe(const config::RunConfig& config, int rank, int num_ranks,
+                         const ArenaSizes& sizes) {
+  // Thread ranks share one address space, which arenas without limit would soon fill.
+  const auto roomy = [](std::size_t bytes) { return 64 * bytes + (std::size_t{1} << 30); };
+  ArenaSizes room = sizes;
+  for (std::size_t* bytes : {&room.activations, &room.scratch, &room.batch}) *bytes = roomy(*bytes);
+  model_ = std::make_unique<Model>(config, rank, num_ranks, room);
+}
 MemoryProbe::~MemoryProbe() = default;
 MemoryProbe::MemoryProbe(MemoryProbe&&) noexcept = default;
 
@@ -52,7 +77,7 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
   const auto world = make_dry_communicator(rank, num_ranks);
   const Mesh mesh = make_mesh(config, *world);
   Trace trace;
-  Engine engine(config, *backend, mesh, ArenaSizes{}, trace);
+  Engine engine(config, *backend, mesh, dry_sizes(config), trace);
 
   const config::Train& train = config.train();
   const MicroBatch micro = shard(blank_batch(train.micro_batch(), train.sequence_length()),

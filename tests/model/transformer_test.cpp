@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
 #include "support/engine_runs.h"
 #include "support/tiny_config.h"
@@ -16,52 +17,144 @@ using testing::run_engine;
 using testing::tiny_config;
 
 // d loss / d w along random directions of each parameter, in f32 with central differences.
-TEST(Transformer, GradientsMatchFiniteDifferences) {
-  for (const bool tied : {true, false}) {
-    config::RunConfig config = tiny_config();
-    config.mutable_model()->set_tie_word_embeddings(tied);
-    config.mutable_train()->set_batch_tokens(config.train().sequence_length());
-    const auto world = make_self_communicator();
-    const auto backend = make_backend({.kind = DeviceKind::kCpu});
-    const Mesh mesh(*world, 1, 1);
-    Trace trace;
-    Engine engine(config, *backend, mesh, dry_run(config, 0, 1).sizes, trace);
-    engine.initialize();
-    const MicroBatch micro = shard(testing::random_batch(5, 1, config.train().sequence_length(),
-                                                         config.model().vocab_size(), 30),
-                                   Sharding::from(config, {}));
-    engine.train_step({&micro, 1}, /*lr=*/0, {});
-    const auto loss = [&] {
-      engine.evaluate(micro);
-      return engine.read_evaluation().loss_sum;
-    };
-    std::mt19937_64 rng(17);
-    std::normal_distribution<double> normal;
-    for (Parameter& p : engine.parameters().parameters()) {
-      SCOPED_TRACE(p.name);
-      const std::vector<float> saved(p.master.ptr<float>(), p.master.ptr<float>() + p.numel());
-      std::vector<double> direction(saved.size());
-      double norm = 0;
-      for (double& d : direction) {
-        d = normal(rng);
-        norm += d * d;
-      }
-      double slope = 0;
-      for (std::size_t i = 0; i < saved.size(); ++i) {
-        direction[i] /= std::sqrt(norm);
-        slope += direction[i] * double{p.grad.ptr<float>()[i]};
-      }
-      const auto at = [&](double epsilon) {
-        for (std::size_t i = 0; i < saved.size(); ++i)
-          p.master.ptr<float>()[i] = static_cast<float>(double{saved[i]} + epsilon * direction[i]);
-        return loss();
-      };
-      // Richardson's extrapolation of two central differences.
-      const double h = 4e-2;
-      const double wide = (at(h) - at(-h)) / (2 * h), narrow = (at(h / 2) - at(-h / 2)) / h;
-      std::copy(saved.begin(), saved.end(), p.master.ptr<float>());
-      EXPECT_NEAR((4 * narrow - wide) / 3, slope, 2e-2 * std::abs(slope) + 2e-2);
+void expect_gradients_match_differences(config::RunConfig config) {
+  config.mutable_train()->set_batch_tokens(config.train().sequence_length());
+  const auto world = make_self_communicator();
+  const auto backend = make_backend({.kind = DeviceKind::kCpu});
+  const Mesh mesh(*world, 1, 1);
+  Trace trace;
+  const ArenaSizes sizes = dry_run(config, 0, 1).sizes;
+  Engine engine(config, *backend, mesh, sizes, trace);
+  engine.initialize();
+  const MicroBatch micro = shard(testing::random_batch(5, 1, config.train().sequence_length(),
+                                                       config.model().vocab_size(), 30),
+                                 Sharding::from(config, {}));
+  engine.reserve(MemoryProbe(config, 0, 1, sizes).train(micro));
+  engine.train_step({&micro, 1}, /*lr=*/0, {});
+  const auto loss = [&] {
+    engine.evaluate(micro);
+    return engine.read_evaluation().loss_sum;
+  };
+  std::mt19937_64 rng(17);
+  std::normal_distribution<double> normal;
+  for (Parameter& p : engine.parameters().parameters()) {
+    SCOPED_TRACE(p.name);
+    const std::vector<float> saved(p.master.ptr<float>(), p.master.ptr<float>() + p.numel());
+    std::vector<double> direction(saved.size());
+    double norm = 0;
+    for (double& d : direction) {
+      d = normal(rng);
+      norm += d * d;
     }
+    double slope = 0;
+    for (std::size_t i = 0; i < saved.size(); ++i) {
+      direction[i] /= std::sqrt(norm);
+      slope += direction[i] * double{p.grad.ptr<float>()[i]};
+    }
+    const auto at = [&](double epsilon) {
+      for (std::size_t i = 0; i < saved.size(); ++i)
+        p.master.ptr<float>()[i] = static_cast<float>(double{saved[i]} + epsilon * direction[i]);
+      return loss();
+    };
+    // Richardson's extrapolation of two central differences.
+    const double h = 4e-2;
+    const double wide = (at(h) - at(-h)) / (2 * h), narrow = (at(h / 2) - at(-h / 2)) / h;
+    std::copy(saved.begin(), saved.end(), p.master.ptr<float>());
+    EXPECT_NEAR((4 * narrow - wide) / 3, slope, 2e-2 * std::abs(slope) + 2e-2);
+  }
+}
+
+struct GradientCase {
+  const char* name;
+  void (*change)(config::Model&);
+};
+
+class Gradients : public ::testing::TestWithParam<GradientCase> {};
+
+TEST_P(Gradients, MatchFiniteDifferences) {
+  config::RunConfig config = tiny_config();
+  GetParam().change(*config.mutable_model());
+  expect_gradients_match_differences(config);
+}
+
+void slide(config::Model& m, std::int64_t sinks) {
+  m.set_sliding_window(9);
+  m.set_attention_sinks(sinks);
+}
+
+void dilate(config::Model& m) {
+  auto& sparse = *m.mutable_sparse_attention();
+  sparse.set_type("dilated");
+  for (const std::int64_t length : {8, 24}) sparse.add_segment_lengths(length);
+  for (const std::int64_t dilation : {1, 3}) sparse.add_dilations(dilation);
+}
+
+void shift_groups(config::Model& m) {
+  m.mutable_sparse_attention()->set_type("s2");
+  m.mutable_sparse_attention()->set_group_size(10);
+}
+
+void use_xpos(config::Model& m) {
+  m.set_position("xpos");
+  m.set_xpos_scale_base(16);  // decays that matter within 30 tokens
+}
+
+const GradientCase kGradientCases[] = {
+    {"tied", [](config::Model&) {}},
+    {"untied", [](config::Model& m) { m.set_tie_word_embeddings(false); }},
+    {"alibi", [](config::Model& m) { m.set_position("alibi"); }},
+    {"xpos", use_xpos},
+    {"no_positions", [](config::Model& m) { m.set_position("none"); }},
+    {"window", [](config::Model& m) { slide(m, 0); }},
+    {"sinks", [](config::Model& m) { slide(m, 2); }},
+    {"alibi_with_sinks",
+     [](config::Model& m) {
+       m.set_position("alibi");
+       slide(m, 2);
+     }},
+    {"xpos_with_window",
+     [](config::Model& m) {
+       use_xpos(m);
+       slide(m, 0);
+     }},
+    {"mixed_layers",
+     [](config::Model& m) {
+       slide(m, 0);
+       m.add_layer_types("full_attention");
+       m.add_layer_types("sliding_attention");
+     }},
+    {"dilated", dilate},
+    {"alibi_with_dilated",
+     [](config::Model& m) {
+       m.set_position("alibi");
+       dilate(m);
+     }},
+    {"bigbird",
+     [](config::Model& m) {
+       m.mutable_sparse_attention()->set_type("bigbird");
+       m.mutable_sparse_attention()->set_block_size(4);
+     }},
+    {"shifted_groups", shift_groups},
+    {"xpos_with_shifted_groups",
+     [](config::Model& m) {
+       use_xpos(m);
+       shift_groups(m);
+     }},
+};
+
+INSTANTIATE_TEST_SUITE_P(All, Gradients, ::testing::ValuesIn(kGradientCases),
+                         [](const auto& tested) { return std::string(tested.param.name); });
+
+// A bias and a mask must reach the loss at all.
+TEST(Transformer, EveryMaskAndBiasChangesTheLoss) {
+  std::map<double, std::string> losses;
+  for (const GradientCase& c : kGradientCases) {
+    config::RunConfig config = tiny_config();
+    c.change(*config.mutable_model());
+    config.mutable_train()->set_steps(1);
+    const double loss = run_engine(config, 0).steps[0].loss;
+    const auto [at, fresh] = losses.emplace(loss, c.name);
+    EXPECT_TRUE(fresh) << c.name << " and " << at->second << ": " << loss;
   }
 }
 
@@ -79,14 +172,14 @@ TEST(Transformer, AnyShardingEqualsOneRank) {
   train.set_steps(5);
   const EngineRun one = run_engine(config);
   for (const ShardingCase s : {ShardingCase{1, 2, "zigzag", 1},
-                           {1, 3, "zigzag", 2},
-                           {1, 4, "contiguous", 1},
-                           {1, 8, "zigzag", 4},
-                           {2, 1, "zigzag", 1},
-                           {2, 2, "zigzag", 2},
-                           {4, 1, "zigzag", 1},
-                           {1, 1, "zigzag", 4},
-                           {2, 3, "contiguous", 1}}) {
+                               {1, 3, "zigzag", 2},
+                               {1, 4, "contiguous", 1},
+                               {1, 8, "zigzag", 4},
+                               {2, 1, "zigzag", 1},
+                               {2, 2, "zigzag", 2},
+                               {4, 1, "zigzag", 1},
+                               {1, 1, "zigzag", 4},
+                               {2, 3, "contiguous", 1}}) {
     SCOPED_TRACE(fmt::format("data {} context {} {} micro-batch {}", s.data, s.context, s.layout,
                              s.micro_batch));
     config.mutable_parallel()->set_data(s.data);
@@ -139,25 +232,98 @@ TEST(Transformer, AnUntrainedModelGuessesUniformly) {
 
 // The dry pass is the trainer itself: what it counts is what the run uses.
 TEST(Engine, UsesExactlyTheMemoryOfTheDryPass) {
-  for (const int context : {1, 3}) {
-    config::RunConfig config = tiny_config("bf16");
-    config.mutable_parallel()->set_context(context);
-    run_local_ranks(context, [&](Communicator& world) {
-      const auto backend = make_backend({.kind = DeviceKind::kCpu});
-      const Mesh mesh(world, 1, context);
-      Trace trace;
-      const DryRunReport report = dry_run(config, world.rank(), world.size());
-      Engine engine(config, *backend, mesh, report.sizes, trace);
-      engine.initialize();
-      const std::vector<MicroBatch> micro(2,
-                                          shard(blank_batch(1, config.train().sequence_length()),
-                                                Sharding::from(config, mesh.place())));
-      engine.train_step(micro, 1e-3, {});
-      engine.evaluate(micro[0]);
-      const auto arenas = engine.arenas();
-      for (std::size_t i = 0; i < arenas.size(); ++i)
-        EXPECT_EQ(arenas[i]->high_water(), report.arenas[i].bytes) << arenas[i]->name();
-    });
+  for (const char* strategy : {"ring", "allgather", "ulysses"})
+    for (const int context : {1, 2, 4}) {
+      SCOPED_TRACE(fmt::format("{} on {} ranks", strategy, context));
+      config::RunConfig config = tiny_config("bf16");
+      config.mutable_parallel()->set_context(context);
+      config.mutable_parallel()->set_attention(strategy);
+      if (std::string_view(strategy) == "ulysses") config.mutable_parallel()->set_ulysses(context);
+      run_local_ranks(context, [&](Communicator& world) {
+        const auto backend = make_backend({.kind = DeviceKind::kCpu});
+        const Mesh mesh = make_mesh(config, world);
+        Trace trace;
+        const DryRunReport report = dry_run(config, world.rank(), world.size());
+        Engine engine(config, *backend, mesh, report.sizes, trace);
+        engine.initialize();
+        const std::vector<MicroBatch> micro(2,
+                                            shard(blank_batch(1, config.train().sequence_length()),
+                                                  Sharding::from(config, mesh.place())));
+        engine.train_step(micro, 1e-3, {});
+        engine.evaluate(micro[0]);
+        const auto arenas = engine.arenas();
+        for (std::size_t i = 0; i < arenas.size(); ++i)
+          EXPECT_EQ(arenas[i]->high_water(), report.arenas[i].bytes) << arenas[i]->name();
+      });
+    }
+}
+
+// Documents, masks and layouts make batches of one run differ; each says beforehand what it needs.
+TEST(Engine, ABatchUsesExactlyTheMemoryThatItSaysItNeeds) {
+  for (const char* strategy : {"ring", "allgather", "hybrid"})
+    for (const char* layout : {"zigzag", "striped"})
+      for (const GradientCase& c : kGradientCases) {
+        SCOPED_TRACE(fmt::format("{} {} {}", strategy, layout, c.name));
+        config::RunConfig config = tiny_config();
+        c.change(*config.mutable_model());
+        config.mutable_parallel()->set_context(4);
+        config.mutable_parallel()->set_attention(strategy);
+        config.mutable_parallel()->set_layout(layout);
+        if (std::string_view(strategy) == "hybrid") config.mutable_parallel()->set_ulysses(2);
+        run_local_ranks(4, [&](Communicator& world) {
+          const auto backend = make_backend({.kind = DeviceKind::kCpu});
+          const Mesh mesh = make_mesh(config, world);
+          Trace trace;
+          const ArenaSizes sizes = dry_run(config, world.rank(), world.size()).sizes;
+          for (const std::uint64_t seed : {1, 2, 3}) {
+            const MicroBatch micro = shard(testing::random_batch(seed, 1, 48, 40, 30),
+                                           Sharding::from(config, mesh.place()));
+            const PassMemory need =
+                MemoryProbe(config, world.rank(), world.size(), sizes).train(micro);
+            ArenaSizes small = sizes;
+            small.activations = small.scratch = small.batch = 1;
+            Engine engine(config, *backend, mesh, small, trace);
+            engine.initialize();
+            EXPECT_TRUE(engine.reserve(need));
+            EXPECT_FALSE(engine.reserve(need)) << "there is room now";
+            engine.train_step({&micro, 1}, 1e-3, {});
+            EXPECT_EQ(engine.pass_memory().activations, need.activations);
+            EXPECT_EQ(engine.pass_memory().scratch, need.scratch);
+            EXPECT_EQ(engine.pass_memory().batch, need.batch);
+          }
+        });
+      }
+}
+
+// Same documents, same plans: nothing is made anew; other tokens are cut all the same.
+TEST(Sharder, ReusesThePlansOfEqualDocuments) {
+  config::RunConfig config = tiny_config();
+  for (const char* position : {"rope", "alibi"}) {
+    config.mutable_model()->set_position(position);
+    const Sharding sharding =
+        Sharding::from(config, {.ring_rank = 1, .ring_size = 3, .ulysses_rank = 0});
+    Sharder sharder(sharding);
+    const Batch first = testing::random_batch(1, 2, 48, 40, 20);
+    Batch second = testing::random_batch(1, 2, 48, 40, 20);
+    for (std::int32_t& token : second.tokens) token = 39 - token;
+    for (std::int32_t& segment : second.segments) segment += 7;
+    sharder(first);
+    EXPECT_FALSE(sharder.reused());
+    const MicroBatch cut = sharder(second);
+    EXPECT_TRUE(sharder.reused());
+    const MicroBatch fresh = shard(second, sharding);
+    EXPECT_EQ(cut.tokens, fresh.tokens);
+    EXPECT_EQ(cut.labels, fresh.labels);
+    EXPECT_EQ(cut.positions, fresh.positions);
+    EXPECT_EQ(cut.visible_pairs, fresh.visible_pairs);
+    ASSERT_EQ(cut.plans.size(), fresh.plans.size());
+    EXPECT_EQ(cut.plans[0].hops.at(1).slices, fresh.plans[0].hops.at(1).slices);
+    // Positions matter to a bias only.
+    for (std::int32_t& p : second.positions) p += 5;
+    sharder(second);
+    EXPECT_EQ(sharder.reused(), std::string_view(position) == "rope");
+    sharder(testing::random_batch(2, 2, 48, 40, 20));
+    EXPECT_FALSE(sharder.reused());
   }
 }
 
