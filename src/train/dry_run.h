@@ -44,11 +44,12 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks);
 // and masks that follow the documents make micro-batches of one run differ; dry_run() knows none of
 // the documents.
 //
-//   MemoryProbe probe(config, world.rank(), world.size());
+//   MemoryProbe probe(config, world.rank(), world.size(), dry_run(...).sizes);
 //   micro.memory = probe.train(micro);      engine.reserve(micro.memory);
 class MemoryProbe {
  public:
-  MemoryProbe(const config::RunConfig& config, int rank, int num_ranks);
+  // `sizes`: those of dry_run(). Address space is reserved for many times as much.
+  MemoryProbe(const config::RunConfig& config, int rank, int num_ranks, const ArenaSizes& sizes);
   ~MemoryProbe();
   MemoryProbe(MemoryProbe&&) noexcept;
 

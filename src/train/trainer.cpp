@@ -101,7 +101,6 @@ class Trainer {
     together(world_, [&] { data_.emplace(config_); });
     choose();
     mesh_.emplace(make_mesh(config_, world_));
-    data_->cut_for(config_, *mesh_);
     allocate();
     const std::optional<fs::path> checkpoint = choose_checkpoint();
     together(world_, [&] { load(checkpoint); });
@@ -154,6 +153,7 @@ class Trainer {
     const DryRunReport report = dry_run(config_, world_.rank(), world_.size());
     parameters_ = report.parameters;
     together(world_, [&] { check_memory(report, config_, options_.ranks_on_machine); });
+    together(world_, [&] { data_->cut_for(config_, *mesh_, report.sizes); });
     together(world_, [&] {
       backend_ =
           make_backend({.kind = config_.device() == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu,

@@ -22,10 +22,11 @@ TrainingData::TrainingData(const config::RunConfig& config)
       fingerprint_(reader_.fingerprint()),
       validation_(open_validation_data(config, TokenStore::Verify::kHash)) {}
 
-void TrainingData::cut_for(const config::RunConfig& config, const Mesh& mesh) {
+void TrainingData::cut_for(const config::RunConfig& config, const Mesh& mesh,
+                           const ArenaSizes& sizes) {
   const auto cutter = [&] {
     return Cutter{.sharder = Sharder(Sharding::from(config, mesh.place())),
-                  .probe = MemoryProbe(config, mesh.world().rank(), mesh.world().size())};
+                  .probe = MemoryProbe(config, mesh.world().rank(), mesh.world().size(), sizes)};
   };
   data_rank_ = mesh.data_rank();
   train_cutter_.emplace(cutter());

@@ -2,7 +2,7 @@
 //
 //   TrainingData data(config);
 //   choose_sharding(config, data.first_batch());      // may need to see documents
-//   data.cut_for(config, mesh);
+//   data.cut_for(config, mesh, dry_run(...).sizes);
 //   data.start(step);
 //   std::vector<MicroBatch> mine = data.next();
 #pragma once
@@ -27,7 +27,7 @@ class TrainingData {
   // The first micro-batch of the run: the same on every rank, whatever the step it starts at.
   Batch first_batch() { return batch_of(0, 0, 0); }
   // Micro-batches for this rank's place, with the memory that they need.
-  void cut_for(const config::RunConfig& config, const Mesh& mesh);
+  void cut_for(const config::RunConfig& config, const Mesh& mesh, const ArenaSizes& sizes);
 
   // Starts prefetching at optimizer step `step` (0 is the first).
   void start(std::int64_t step);
