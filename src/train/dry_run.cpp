@@ -26,8 +26,8 @@ ArenaSizes dry_sizes(const config::RunConfig& config) {
   const auto n =
       static_cast<std::size_t>(parameters.num_elements()) +
       parameters.parameters().size() * static_cast<std::size_t>(ParameterStore::kPadding);
-  return {.weights = 6 * n + kTables,  // f32 and at most a bf16 copy
-          .gradients = 4 * n + kTables,
+  return {.weights = 6 * n + kTables,     // f32 and at most a bf16 copy
+          .gradients = 24 * n + kTables,  // f32, and in invariant mode exact sums
           .optimizer = 8 * n + kTables,
           .activations = kDryCapacity / 2,
           .scratch = kDryCapacity / 4,
