@@ -25,10 +25,8 @@ AttentionSlice slice_of(const TileOverlap& o, const TokenPiece& query, const Tok
     s.diagonal -= o.low;
     s.window = above > 0 ? o.high - o.low + 1 : 0;
   } else if (above > 0) {
-    const std::int64_t shift = std::min<std::int64_t>(0, o.high);  // windows are at least 1
     s.kind = MaskKind::kInverseCausal;
-    s.diagonal -= shift;
-    s.window = o.high - shift + 1;
+    s.window = o.high + 1;
   }
   return s;
 }

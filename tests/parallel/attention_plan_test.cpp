@@ -107,6 +107,15 @@ TEST(AttentionPlan, IdleRanks) {
   EXPECT_EQ(plans[3].rows_sent(), 0);
 }
 
+TEST(AttentionPlan, NoTokensAtAll) {
+  for (const LayoutKind kind : kPlainKinds) {
+    const Case c{.layout = SequenceLayout::make(kind, 1, 0, 3)};
+    check_ring(c);
+    check_gather(c);
+    EXPECT_EQ(plans_of(c)[0].hops.size(), 1u);
+  }
+}
+
 TEST(AttentionPlan, ShortDocumentsStayAtHome) {
   std::vector<std::int32_t> segments(64);
   for (std::size_t t = 0; t < segments.size(); ++t) segments[t] = static_cast<std::int32_t>(t / 8);
@@ -360,6 +369,17 @@ TEST(AttentionPlanBlocks, TheSameSlicesForAnyNumberOfRanksAndAnyLayout) {
         check_ring(c);
         if (HasFatalFailure()) return;
       }
+    // Block by block, runs of neighbours not joined, in any order.
+    std::vector<std::vector<IndexRange>> ranges(3);
+    for (std::int64_t b = 0; b < 12; ++b) {
+      const std::int64_t begin = b / 6 * 45 + b % 6 * 8;
+      ranges[b < 4 ? 0 : rng() % 3].push_back({begin, begin + (b % 6 == 5 ? 5 : 8)});
+    }
+    std::shuffle(ranges[2].begin(), ranges[2].end(), rng);
+    c.layout = SequenceLayout(ranges).fitted(pattern.row_stride());
+    EXPECT_TRUE(by_query_block(c) == expected);
+    check_gather(c);
+    if (HasFatalFailure()) return;
   }
 }
 
