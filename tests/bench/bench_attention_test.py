@@ -28,7 +28,7 @@ def rows(*arguments):
 
 class Masks(unittest.TestCase):
     def test_all_masks_with_their_pairs(self):
-        n = 256
+        n = 1024
         found = {r["mask"]: r for r in rows("--tokens", n, "--repeat", 1, "--window", 32, "--sinks", 4,
                                             "--doc-lengths", "equal:64", "--q-heads", 4,
                                             "--kv-heads", 2, "--head-dim", 16)}
@@ -36,7 +36,7 @@ class Masks(unittest.TestCase):
         window = 32 * 33 // 2 + (n - 32) * 32
         sinks = sum(min(4, i - 31) for i in range(32, n))
         expected = {"full": n * n, "causal": causal, "window": window, "sinks": window + sinks,
-                    "packed": 4 * 64 * 65 // 2, "alibi": causal, "xpos": causal}
+                    "packed": 16 * 64 * 65 // 2, "alibi": causal, "xpos": causal}
         for mask, pairs in expected.items():
             self.assertEqual(found[mask]["visible_pairs"], pairs, mask)
         for mask in ("dilated", "bigbird", "s2"):
