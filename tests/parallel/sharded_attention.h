@@ -279,6 +279,9 @@ class RankRun {
     attention->backward(spread, out, lse, dout, bias, grads, ctx);
     EXPECT_EQ(sent(), bytes.forward + bytes.backward) << "rank " << mesh_.world().rank();
     EXPECT_EQ(scratch_.used(), 0u);
+    if (bytes.forward > 0) {
+      EXPECT_TRUE(trace.sums().contains("attention.exposed"));
+    }
 
     const std::lock_guard lock(mutex);
     get(out, heads_.q, result.out);

@@ -79,12 +79,12 @@ TEST(Strategies, EqualTheDefinitionForAnyMaskLayoutAndBias) {
 }
 
 const std::vector<Sharded>& one_of_each() {
-  static const std::vector<Sharded> all{{.strategy = "ring", .ring = 4},
-                                        {.strategy = "allgather", .ring = 4},
-                                        {.strategy = "ulysses", .ulysses = 4},
-                                        {.strategy = "hybrid", .ring = 3, .ulysses = 2},
-                                        {.strategy = "hybrid", .ring = 2, .ulysses = 4}};
-  return all;
+  static const std::vector<Sharded> kAll{{.strategy = "ring", .ring = 4},
+                                         {.strategy = "allgather", .ring = 4},
+                                         {.strategy = "ulysses", .ulysses = 4},
+                                         {.strategy = "hybrid", .ring = 3, .ulysses = 2},
+                                         {.strategy = "hybrid", .ring = 2, .ulysses = 4}};
+  return kAll;
 }
 
 TEST(Strategies, ARerunIsBitwiseEqual) {

@@ -59,6 +59,40 @@ TEST(UlyssesHeads, RanksMustDivideTheQueryHeads) {
   EXPECT_THROW(ulysses_heads(8, 2, 0, 3), InternalError);
 }
 
+TEST(UlyssesShare, CoversThePlaceEvenly) {
+  for (const std::int64_t block : {1, 4})
+    for (const std::int64_t rows : {0, 1, 3, 7, 8, 61})
+      for (const int size : {1, 2, 3, 8}) {
+        std::int64_t next = 0;
+        for (int u = 0; u < size; ++u) {
+          const IndexRange share = ulysses_share(rows, u, size, block);
+          EXPECT_EQ(share.begin, next);
+          EXPECT_GE(share.size(), rows / block / size * block - block + 1);
+          EXPECT_LE(share.size(), (rows / block / size + 1) * block);
+          EXPECT_TRUE(share.end == rows || share.end % block == 0) << share.end;
+          next = share.end;
+        }
+        EXPECT_EQ(next, rows);
+      }
+}
+
+// Neighbouring ranks exchange heads; the ring steps over whole groups of them.
+TEST(Mesh, PlacesOfAHybrid) {
+  run_local_ranks(12, [](Communicator& world) {
+    const Mesh mesh(world, 2, 6, 3);
+    const ContextPlace place = mesh.place();
+    const int in_context = world.rank() % 6;
+    EXPECT_EQ(place.ring_rank, in_context / 3);
+    EXPECT_EQ(place.ring_size, 2);
+    EXPECT_EQ(place.ulysses_rank, in_context % 3);
+    EXPECT_EQ(place.ulysses_size, 3);
+    EXPECT_EQ(mesh.ring().rank(), place.ring_rank);
+    EXPECT_EQ(mesh.ring().size(), 2);
+    EXPECT_EQ(mesh.ulysses().rank(), place.ulysses_rank);
+    EXPECT_EQ(mesh.ulysses().size(), 3);
+  });
+}
+
 struct HeadCase {
   TaskHeads heads;
   std::vector<int> ulysses;
