@@ -12,6 +12,7 @@
 #include "comm/agree.h"
 #include "config/validate.h"
 #include "core/log.h"
+#include "train/auto_sharding.h"
 #include "train/dry_run.h"
 #include "train/memory.h"
 #include "train/trainer.h"
@@ -42,8 +43,13 @@ void run_dry(const TrainArguments& args) {
   if (!is_first_process()) return;  // under mpirun one copy of the answer is enough
   if (args.resume != "auto" || args.profile)
     fmt::print(stderr, "note: a dry run takes no notice of --resume and --profile\n");
-  const LoadedConfig loaded = load_resolved(args.config, args.overrides,
-                                            {.num_ranks = dry_ranks(args), .need_files = false});
+  LoadedConfig loaded = load_resolved(args.config, args.overrides,
+                                      {.num_ranks = dry_ranks(args), .need_files = false});
+  const config::Train& shape = loaded.config.train();
+  const std::string assumed = choose_sharding(
+      loaded.config, blank_batch(shape.micro_batch(), shape.sequence_length()));
+  if (!assumed.empty())
+    fmt::print("assumed, for sequences of one document each: {}\n", assumed);
   const int num_ranks =
       static_cast<int>(loaded.config.parallel().data() * loaded.config.parallel().context());
   DryRunReport largest;

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "config/validate.h"
+#include "config/rules.h"
 
 namespace farspan {
 namespace {
@@ -81,7 +81,24 @@ class Resolver {
     }
   }
 
+  // The one strategy whose order does not depend on the ranks. What was typed for this run counts
+  // more than what a file says; two wishes of equal weight are left for validate() to report.
+  void resolve_invariant() {
+    config::Parallel& parallel = *config_.mutable_parallel();
+    const std::string given = parallel.attention();
+    if (!parallel.invariant() || given == "allgather") return;
+    const std::string origin = origins_["parallel.attention"];
+    if (given == "auto" || !parallel.has_attention()) {
+      parallel.set_attention("allgather");
+      implied("parallel.attention", "parallel.invariant");
+    } else if (origin != "command line" && origins_["parallel.invariant"] == "command line") {
+      parallel.set_attention("allgather");
+      implied("parallel.attention", "{}{} of {}", kReplacedByInvariant, given, origin);
+    }
+  }
+
   void resolve_parallel() {
+    resolve_invariant();
     config::Parallel& parallel = *config_.mutable_parallel();
     const bool alone = parallel.context() == 1;
     constexpr const char* kLater = "chosen from the first batch when the run starts";

@@ -32,6 +32,11 @@ void Rules::add_unread(const std::string& key, const std::string& reader,
       .note = !typed;
 }
 
+std::string Rules::origin(const std::string& key) const {
+  const auto found = loaded_.origins.find(key);
+  return found == loaded_.origins.end() ? std::string() : found->second;
+}
+
 std::string Rules::where(const std::string& key) const {
   const auto origin = loaded_.origins.find(key);
   if (origin == loaded_.origins.end()) return loaded_.file;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -24,6 +25,9 @@ class Rules {
   void add_unread(const std::string& key, const std::string& reader, const std::string& chooser,
                   const std::string& chosen);
 
+  // Where a value came from (LoadedConfig::origins).
+  std::string origin(const std::string& key) const;
+
   const RunConfig& config() const { return config_; }
   const ValidateOptions& options() const { return options_; }
   std::vector<Issue> take() { return std::move(issues_); }
@@ -37,6 +41,9 @@ class Rules {
   const ValidateOptions& options_;
   std::vector<Issue> issues_;
 };
+
+// How the origin of an implied parallel.attention begins that replaces a given one.
+inline constexpr std::string_view kReplacedByInvariant = "parallel.invariant, instead of ";
 
 // Masks, position encodings and strategies of attention: what cannot be combined.
 void check_attention(Rules& rules);

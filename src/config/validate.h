@@ -25,6 +25,8 @@ struct ValidateOptions {
 //   optimizer.betas             [0.9, 0.95]
 //   parallel.context auto       ranks / parallel.data; both auto: all ranks share each sequence
 //   parallel.data auto          ranks / parallel.context
+//   parallel.attention          with parallel.invariant: allgather, where it is auto or not given, or
+//                               given in the file and parallel.invariant on the command line
 //   parallel.attention auto     ring on one context rank; else it stays auto: the run chooses from
 //                               its first batch (train/auto_sharding.h)
 //   parallel.layout auto        contiguous on one context rank; else likewise

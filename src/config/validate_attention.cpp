@@ -20,6 +20,7 @@ class AttentionRules {
     check_position();
     check_direction();
     check_strategy();
+    check_invariant();
   }
 
  private:
@@ -33,7 +34,9 @@ class AttentionRules {
   void check_unread_sparse();
   void check_position();
   void check_direction();
+  void note_automatic(const std::string& key, const std::string& value);
   void check_strategy();
+  void check_invariant();
   void check_ulysses(std::int64_t context, std::int64_t heads);
   void check_hybrid(std::int64_t context, std::int64_t heads);
 
@@ -199,8 +202,19 @@ void AttentionRules::check_direction() {
                "set is_causal: true (masks of both directions: farspan inspect attention)");
 }
 
+// A run says what it chose; before there is data, this is all there is to say.
+void AttentionRules::note_automatic(const std::string& key, const std::string& value) {
+  if (value != "auto" || rules_.options().need_files) return;
+  rules_
+      .add(key, "auto is chosen when the run starts, from its first batch of documents",
+           "train prints the choice and why; --dry-run assumes one document per sequence")
+      .note = true;
+}
+
 void AttentionRules::check_strategy() {
   const config::Parallel& parallel = rules_.config().parallel();
+  note_automatic("parallel.attention", parallel.attention());
+  note_automatic("parallel.layout", parallel.layout());
   const std::string& strategy = parallel.attention();
   const std::int64_t context = parallel.context(), heads = model_.num_attention_heads();
   if (strategy == "ulysses" || strategy == "hybrid") {
@@ -216,6 +230,29 @@ void AttentionRules::check_strategy() {
                fmt::format("{} is read by ulysses and hybrid only, and parallel.attention is {}",
                            parallel.ulysses(), strategy),
                "leave it out, or use parallel.attention: hybrid", {"parallel.attention"});
+}
+
+void AttentionRules::check_invariant() {
+  const config::Parallel& parallel = rules_.config().parallel();
+  if (!parallel.invariant()) return;
+  const std::string origin = rules_.origin("parallel.attention");
+  if (parallel.attention() != "allgather")
+    rules_.add("parallel.attention",
+               fmt::format("{} adds partial sums in an order that depends on the ranks, and "
+                           "parallel.invariant is true",
+                           parallel.attention()),
+               "use parallel.attention: allgather (or auto), or parallel.invariant: false",
+               {"parallel.invariant"});
+  else if (const auto at = origin.find(kReplacedByInvariant); at != std::string::npos)
+    rules_
+        .add("parallel.attention", "is allgather: " + origin.substr(at),
+             "leave it out, or write parallel.attention: allgather", {"parallel.invariant"})
+        .note = true;
+  if (model_.sparse_attention().type() == "dilated")
+    rules_.add("model.sparse_attention.type",
+               "dilated orders a rank's tokens by residue, and parallel.invariant: true computes "
+               "whole blocks of neighbouring tokens",
+               "use bigbird, s2 or none, or parallel.invariant: false", {"parallel.invariant"});
 }
 
 void AttentionRules::check_ulysses(std::int64_t context, std::int64_t heads) {

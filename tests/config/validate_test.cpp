@@ -70,12 +70,49 @@ TEST(Resolve, AutomaticShardingWaitsForTheData) {
   EXPECT_EQ(result.loaded.config.parallel().ulysses(), 0);
   EXPECT_NE(result.loaded.origins.at("parallel.layout").find("from the first batch"),
             std::string::npos);
+  std::string notes;
+  for (const Issue& issue : result.issues) notes += to_text(issue) + "\n";
+  EXPECT_NE(notes.find("parallel.attention: auto is chosen when the run starts"), std::string::npos)
+      << notes;
+  EXPECT_NE(notes.find("parallel.layout: auto is chosen"), std::string::npos) << notes;
   std::vector<std::string> alone = both;
   alone.emplace_back("parallel.context=1");
   const RunConfig c = resolved(alone, 1);
   EXPECT_EQ(c.parallel().attention(), "ring");
   EXPECT_EQ(c.parallel().layout(), "contiguous");
   EXPECT_EQ(c.parallel().ulysses(), 1);
+}
+
+// The mode has one strategy. What is typed counts more than the file; two equal wishes that cannot
+// both be had are refused.
+TEST(Resolve, InvariantTakesAllgather) {
+  const auto attention = [](std::string_view yaml, std::vector<std::string> overrides) {
+    const LoadResult result =
+        check_config(read_config(yaml, "a.yaml", overrides), {.num_ranks = 2, .need_files = false});
+    std::string notes;
+    for (const Issue& issue : result.issues) notes += to_text(issue) + "\n";
+    return std::pair(result.loaded.config.parallel().attention(), notes);
+  };
+  std::string given = kGood;
+  given.replace(given.find("{context: 2}"), 12, "{context: 2, attention: ring}");
+  for (const char* wish : {"auto", "allgather", "null"})
+    EXPECT_EQ(
+        attention(kGood, {"parallel.invariant=true", std::string("parallel.attention=") + wish})
+            .first,
+        "allgather");
+  EXPECT_EQ(attention(kGood, {"parallel.invariant=true"}).second.find("parallel.attention"),
+            std::string::npos);
+  const auto [replaced, note] = attention(given, {"parallel.invariant=true"});
+  EXPECT_EQ(replaced, "allgather");
+  EXPECT_NE(note.find("is allgather: parallel.invariant, instead of ring of a.yaml"),
+            std::string::npos)
+      << note;
+  EXPECT_EQ(errors(check({"parallel.invariant=true", "parallel.layout=striped"})), "");
+  for (const char* strategy : {"ring", "ulysses", "hybrid"}) {
+    const std::string text =
+        errors(check({"parallel.invariant=true", std::string("parallel.attention=") + strategy}));
+    EXPECT_NE(text.find("allgather (or auto)"), std::string::npos) << strategy << text;
+  }
 }
 
 TEST(Resolve, UlyssesSize) {
@@ -245,6 +282,15 @@ TEST(Validate, Rules) {
        {"read by rope and xpos only"}},
       {{"model.is_causal=false"}, 2, "model.is_causal", {"next-token", "inspect attention"}},
       {{"parallel.ulysses=2"}, 2, "parallel.ulysses", {"parallel.attention is ring", "hybrid"}},
+      {{"parallel.attention=ring", "parallel.invariant=true"},
+       2,
+       "parallel.attention",
+       {"depends on the ranks", "allgather (or auto)", "invariant: false"}},
+      {{"parallel.invariant=true",
+        "model.sparse_attention={type: dilated, segment_lengths: [64], dilations: [2]}"},
+       2,
+       "model.sparse_attention.type",
+       {"whole blocks", "bigbird, s2 or none"}},
       {{"parallel.ulysses=2", "parallel.attention=auto"},
        2,
        "parallel.ulysses",
@@ -296,7 +342,6 @@ TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
       {"parallel.zero=1", "use 0"},
       {"parallel.attention_kernel=cudnn", "auto or own"},
       {"parallel.deterministic=false", "use true"},
-      {"parallel.invariant=true", "use false"},
       {"positions.sampler=pose", "use sequential"},
       {"positions.chunks=2", "leave"},
       {"curriculum.type=growlength", "use fixed"},

@@ -97,6 +97,31 @@ class BadInput(unittest.TestCase):
         self.assert_refused(self.train(self.workspace.config, "model.num_key_value_heads=3"), 2,
                             "num_key_value_heads")
 
+    # Found before any rank allocates: no folder, no memory.
+    def test_attention_that_cannot_be(self):
+        cases = (
+            (("parallel.attention=hybrid", "parallel.ulysses=3"), 4,
+             ("parallel.ulysses", "does not divide parallel.context 4", "1, 2 or 4")),
+            (("parallel.attention=ulysses",), 3,
+             ("3 context ranks do not divide num_attention_heads 4", "1, 2 or 4", "ring")),
+            (("parallel.attention=hybrid",), 3, ("parallel.ulysses", "auto finds no size")),
+            (("model.sliding_window=-1",), 1, ("model.sliding_window", "0: no window")),
+            (("model.sliding_window=0",
+              "model.layer_types=[full_attention, sliding_attention]"), 1,
+             ("model.layer_types", "no window to slide")),
+            (("model.attention_sinks=4",), 2, ("model.attention_sinks", "sliding_window is 0")),
+            (("model.sparse_attention={type: dilated, segment_lengths: [10], dilations: [3]}",
+              "parallel.layout=striped"), 2, ("segment_lengths", "9 or 12")),
+            (("model.is_causal=false",), 2, ("model.is_causal", "inspect attention")),
+        )
+        for overrides, ranks, texts in cases:
+            for mpi in (False, True) if ranks > 1 else (False,):
+                with self.subTest(overrides=overrides, mpi=mpi):
+                    self.assert_refused(
+                        self.train(self.workspace.config, *overrides, ranks=ranks, mpi=mpi), 2,
+                        *texts)
+        self.assertFalse(self.workspace.run_folder("refused").exists())
+
     def test_unknown_key(self):
         self.assert_refused(self.train(self.workspace.config, "train.stepz=3"), 2, "train.steps")
 
