@@ -179,7 +179,7 @@ std::string percent_text(double part, double total) {
 }
 
 std::string ratio_text(double part, double total) {
-  return total <= 0 ? "-" : fmt::format("{:.2f} x", part / total);
+  return total <= 0 ? "-" : fmt::format("{:.3g} x", part / total);
 }
 
 std::string documents_text(const AttentionCase& c) {

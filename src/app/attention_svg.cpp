@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "app/score_map.h"
+#include "app/svg_canvas.h"
 
 namespace farspan::app {
 namespace {
@@ -18,132 +19,10 @@ constexpr double kMapTop = 262;
 constexpr int kMostRows = 64, kMostColumns = 128, kMostCells = 128;
 constexpr double kMatrixSide = 440;
 
-constexpr const char* kInk = "#222222";
-constexpr const char* kFaint = "#666666";
 constexpr const char* kAreaColor = "#0072B2";
 constexpr const char* kTokenColor = "#E69F00";
 constexpr const char* kBytesColor = "#009E73";
 constexpr const char* kSeveralColor = "#9a9a9a";
-
-using Rgb = std::array<double, 3>;
-
-template <std::size_t N>
-Rgb ramp(const std::array<Rgb, N>& anchors, double t) {
-  const double place = std::clamp(t, 0.0, 1.0) * static_cast<double>(N - 1);
-  const auto low = std::min(static_cast<std::size_t>(place), N - 2);
-  const double share = place - static_cast<double>(low);
-  Rgb out{};
-  for (std::size_t i = 0; i < 3; ++i)
-    out[i] = anchors[low][i] + share * (anchors[low + 1][i] - anchors[low][i]);
-  return out;
-}
-
-std::string hex(const Rgb& c) {
-  return fmt::format("#{:02x}{:02x}{:02x}", std::lround(c[0]), std::lround(c[1]),
-                     std::lround(c[2]));
-}
-
-// ColorBrewer's Blues: how much.
-Rgb amount(double share) {
-  static constexpr std::array<Rgb, 6> kBlues = {{{239, 246, 252},
-                                                 {198, 219, 239},
-                                                 {140, 188, 220},
-                                                 {74, 143, 197},
-                                                 {22, 93, 165},
-                                                 {8, 48, 107}}};
-  return ramp(kBlues, share);
-}
-
-// Viridis (van der Walt & Smith 2015): which place.
-Rgb place_color(int place, int places) {
-  static constexpr std::array<Rgb, 9> kViridis = {{{68, 1, 84},
-                                                   {71, 44, 122},
-                                                   {59, 81, 139},
-                                                   {44, 113, 142},
-                                                   {33, 144, 141},
-                                                   {39, 173, 129},
-                                                   {92, 200, 99},
-                                                   {170, 220, 50},
-                                                   {253, 231, 37}}};
-  return ramp(kViridis, places <= 1 ? 0.35 : static_cast<double>(place) / (places - 1));
-}
-
-Rgb lighter(const Rgb& c) {
-  Rgb out{};
-  for (std::size_t i = 0; i < 3; ++i) out[i] = c[i] + 0.45 * (255 - c[i]);
-  return out;
-}
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&')
-      out += "&amp;";
-    else if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (static_cast<unsigned char>(c) >= 0x20)
-      out += c;
-  }
-  return out;
-}
-
-struct TextStyle {
-  double size = 13;
-  const char* color = kInk;
-  const char* anchor = "start";
-  bool bold = false;
-};
-
-class Svg {
- public:
-  void rect(double x, double y, double w, double h, const std::string& fill, double round = 0) {
-    body_ += fmt::format(R"(<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill="{}")",
-                         x, y, w, h, fill);
-    if (round > 0) body_ += fmt::format(R"( rx="{:g}")", round);
-    body_ += "/>\n";
-  }
-  void frame(double x, double y, double w, double h) {
-    body_ += fmt::format(
-        R"(<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill="none" stroke="#bbbbbb"/>)"
-        "\n",
-        x, y, w, h);
-  }
-  void line(double x1, double y1, double x2, double y2, const char* color, bool dashed = false) {
-    body_ += fmt::format(
-        R"(<line x1="{:.2f}" y1="{:.2f}" x2="{:.2f}" y2="{:.2f}" stroke="{}" stroke-width="1.2"{}/>)"
-        "\n",
-        x1, y1, x2, y2, color, dashed ? R"( stroke-dasharray="5 3")" : "");
-  }
-  void text(double x, double y, const std::string& words, const TextStyle& style = {}) {
-    body_ += fmt::format(R"(<text x="{:.2f}" y="{:.2f}" font-size="{:g}" fill="{}")", x, y,
-                         style.size, style.color);
-    if (std::string_view(style.anchor) != "start")
-      body_ += fmt::format(R"( text-anchor="{}")", style.anchor);
-    if (style.bold) body_ += R"( font-weight="bold")";
-    body_ += fmt::format(">{}</text>\n", escaped(words));
-  }
-  void upward(double x, double y, const std::string& words) {
-    body_ += fmt::format(
-        R"svg(<text transform="translate({:.2f} {:.2f}) rotate(-90)" font-size="13" fill="{}" text-anchor="middle">{}</text>)svg"
-        "\n",
-        x, y, kFaint, escaped(words));
-  }
-  // A square grid is drawn cell by cell; without this, hairlines show between cells.
-  void crisp(bool on) { body_ += on ? "<g shape-rendering=\"crispEdges\">\n" : "</g>\n"; }
-  std::string document(double height, const std::string& title) const {
-    return fmt::format(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:g}\" height=\"{1:g}\" "
-        "viewBox=\"0 0 {0:g} {1:g}\" font-family=\"Helvetica, Arial, sans-serif\">\n"
-        "<title>{2}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{3}</svg>\n",
-        kWidth, height, escaped(title), body_);
-  }
-
- private:
-  std::string body_;
-};
 
 // Every how many-th of n labels to write, so that `room` of them fit.
 int label_step(int n, int room) {
@@ -202,7 +81,7 @@ struct MapFrame {
 
 void draw_scale(Svg& svg, double x, double y, const std::string& most) {
   svg.crisp(true);
-  for (int i = 0; i < 60; ++i) svg.rect(x + 2 * i, y, 2, 11, hex(amount(i / 59.0)));
+  for (int i = 0; i < 60; ++i) svg.rect(x + 2 * i, y, 2, 11, hex(amount_color(i / 59.0)));
   svg.crisp(false);
   svg.text(x - 6, y + 10, "0", {.size = 12, .color = kFaint, .anchor = "end"});
   svg.text(x + 126, y + 10, most, {.size = 12, .color = kFaint});
@@ -217,7 +96,7 @@ void draw_map(Svg& svg, const AreaGrid& grid, const MapFrame& f) {
       if (const double value = grid.values[r][c]; value > 0)
         svg.rect(kLeft + f.column * static_cast<double>(c),
                  kMapTop + f.row * static_cast<double>(r), f.column, f.row,
-                 hex(amount(value / grid.largest)));
+                 hex(amount_color(value / grid.largest)));
   svg.crisp(false);
   svg.frame(kLeft, kMapTop, kMapWidth, f.height);
   const int rows = static_cast<int>(grid.values.size());
@@ -258,7 +137,7 @@ void draw_bars(Svg& svg, const AreaGrid& grid, const MapFrame& f, double left, c
 // Under the map, in its columns.
 double draw_bytes(Svg& svg, const AttentionSummary& s, const AreaGrid& grid, const MapFrame& f) {
   constexpr double kHeight = 80;
-  const double top = kMapTop + f.height + 30, bottom = top + kHeight;
+  const double top = kMapTop + f.height + 44, bottom = top + kHeight;
   std::vector<double> bytes;
   for (std::size_t c = 0; c + 1 < grid.first_hop.size(); ++c) {
     bytes.push_back(0);
@@ -275,8 +154,7 @@ double draw_bytes(Svg& svg, const AttentionSummary& s, const AreaGrid& grid, con
   svg.line(kLeft, bottom, kLeft + kMapWidth, bottom, "#bbbbbb");
   svg.text(kLeft - 8, top + 10, bytes_text(most), {.size = 12, .color = kFaint, .anchor = "end"});
   svg.text(kLeft - 8, bottom, "0", {.size = 12, .color = kFaint, .anchor = "end"});
-  svg.text(kLeft + kMapWidth - 4, top + 4, "keys and values sent, all ranks",
-           {.size = 13, .color = kBytesColor, .anchor = "end"});
+  svg.text(kLeft, top - 16, "Keys and values sent on by all ranks", {.size = 14, .bold = true});
   const int columns = static_cast<int>(bytes.size());
   for (int c = 0; c < columns; c += label_step(columns, 20))
     svg.text(kLeft + f.column * (c + 0.5), bottom + 17,
@@ -291,7 +169,11 @@ void draw_matrix(Svg& svg, const AttentionAnswer& a, double top) {
   const int places = a.summary.ring;
   const ScoreMap map = score_map(a.problem, kMostCells);
   const double cell = kMatrixSide / map.size;
-  svg.text(kLeft, top - 16, "Who computes what: the score matrix", {.size = 16, .bold = true});
+  std::string title = "Who computes what: the score matrix";
+  if (a.summary.sequences > 1)
+    title += fmt::format(" (first of {} sequences)", a.summary.sequences);
+  if (a.summary.patterns.size() > 1) title += ", " + a.summary.patterns.front().description;
+  svg.text(kLeft, top - 16, title, {.size = 16, .bold = true});
   svg.rect(kLeft, top, kMatrixSide, kMatrixSide, "#fafafa");
   svg.crisp(true);
   const auto color = [&](const ScoreMap::Cell& c) -> std::string {
@@ -386,7 +268,7 @@ std::string attention_svg(const AttentionAnswer& a) {
   for (const double area : s.area) areas.push_back(area_mean > 0 ? area / area_mean : 0);
   for (const std::int64_t n : s.tokens) tokens.push_back(static_cast<double>(n) / token_mean);
 
-  Svg svg;
+  Svg svg(kWidth);
   draw_head(svg, a);
   draw_cards(svg, a);
   draw_map(svg, grid, frame);

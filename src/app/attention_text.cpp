@@ -61,8 +61,8 @@ std::string area_map(const AttentionAnswer& a, bool unicode) {
                                 hops_fold ? "some hops" : "a hop", short_number(grid.largest));
   const int map_width = std::max(static_cast<int>(columns) * cell, 6);
   const std::string last = hops > 1 ? std::to_string(hops - 1) : "";
-  out += fmt::format("{:>9} 0{:>{}}   {:<{}}  {}\n", "rank  hop", last, map_width - 1,
-                     "area / mean", kBarWidth + 6, "tokens / mean");
+  out += fmt::format("{:>9}  0{:>{}}   {:<{}}{}\n", "rank  hop", last, map_width - 1, "area / mean",
+                     kBarWidth + 7, "tokens / mean");
   const std::vector<double> tokens(s.tokens.begin(), s.tokens.end());
   const double mean_tokens = static_cast<double>(s.num_tokens) / s.ranks;
   const double area_mean = mean_area(s);
@@ -113,7 +113,7 @@ std::string bytes_lines(const AttentionSummary& s) {
        fmt::format("forward is {}: each rank gets once what it needs and does not hold",
                    ratio_text(s.bytes_forward, s.bytes_unique)));
   line("lower bound", bytes_text(s.bytes_bound),
-       fmt::format("forward is {}: of any layout with this much work per rank",
+       fmt::format("forward is {}: of any layout with work as even",
                    ratio_text(s.bytes_forward, s.bytes_bound)));
   return out;
 }

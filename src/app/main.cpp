@@ -45,12 +45,16 @@ void refuse_unknown_command(const CLI::App& app, const std::string& word) {
 }
 
 std::string command_line_fix(const CLI::App& app) {
-  const auto chosen = app.get_subcommands();
-  const std::string name = chosen.empty() ? "" : " " + chosen.front()->get_name();
+  const CLI::App* chosen = &app;  // the innermost subcommand that was named
+  std::string name;
+  while (!chosen->get_subcommands().empty()) {
+    chosen = chosen->get_subcommands().front();
+    name += " " + chosen->get_name();
+  }
   const std::string help = fmt::format("farspan{} --help lists what is possible", name);
-  if (chosen.empty()) return help;
+  if (chosen == &app) return help;
   std::vector<std::string> options;
-  for (const CLI::Option* option : chosen.front()->get_options())
+  for (const CLI::Option* option : chosen->get_options())
     for (const std::string& word : option->get_lnames()) options.push_back("--" + word);
   for (const std::string& extra : app.remaining(true)) {
     const std::string word = extra.substr(0, extra.find('='));

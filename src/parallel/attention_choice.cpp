@@ -183,11 +183,22 @@ bool keeps_too_much(const AttentionSummary& s) {
   return false;
 }
 
-double ring_share(const ParallelCandidate& candidate, double ring_total) {
-  return ring_total > 0 ? 100 * candidate.bytes_forward / ring_total : 0;
+// Dealing out single tokens cuts every document into pieces for every rank: with many ranks and
+// many documents the plan itself, about as many slices as this, costs more than it could gain.
+bool too_fine(const AttentionCase& c) {
+  constexpr double kMostSlices = 8e6;
+  if (c.layout != LayoutKind::kStriped) return false;
+  const std::int64_t places = c.ranks / c.ulysses;
+  double slices = 0;
+  for (const std::int64_t length : c.documents) {
+    const auto pieces = static_cast<double>(std::min(length, places));
+    slices += pieces * (pieces + 1) / 2;
+  }
+  return slices > kMostSlices;
 }
 
-std::string percent(double value) {
+std::string percent(double share) {
+  const double value = 100 * share;
   return value != 0 && value < 9.95 ? fmt::format("{:.1f}%", value) : fmt::format("{:.0f}%", value);
 }
 
@@ -198,20 +209,49 @@ std::string milliseconds(double seconds) {
 
 // One line with the figures that decided, beside those of the plain choice (zigzag ring) or, where
 // that is what was chosen, of the next best.
-std::string reason(const ParallelCandidate& chosen, const ParallelCandidate* other,
-                   double ring_total) {
+std::string reason(const ParallelCandidate& chosen, const ParallelCandidate* other) {
   if (other == nullptr)
     return fmt::format("{}: area {:.2f}, {} of the ring's bytes; nothing else to choose from",
-                       chosen.name(), chosen.area_max_over_mean,
-                       percent(ring_share(chosen, ring_total)));
+                       chosen.name(), chosen.area_max_over_mean, percent(chosen.ring_share));
   const bool same_strategy =
       other->attention == chosen.attention && other->ulysses == chosen.ulysses;
   const std::string name = same_strategy ? std::string(layout_name(other->layout)) : other->name();
   return fmt::format(
       "{}: area {:.2f} ({} {:.2f}), {} of the ring's bytes ({} {}), {} a layer ({} {})",
       chosen.name(), chosen.area_max_over_mean, name, other->area_max_over_mean,
-      percent(ring_share(chosen, ring_total)), name, percent(ring_share(*other, ring_total)),
-      milliseconds(chosen.seconds), name, milliseconds(other->seconds));
+      percent(chosen.ring_share), name, percent(other->ring_share), milliseconds(chosen.seconds),
+      name, milliseconds(other->seconds));
+}
+
+// Every candidate's prediction, in order of simplicity: strategy by strategy, zigzag first.
+std::vector<ParallelCandidate> candidates_of(const ParallelRequest& request) {
+  std::vector<ParallelCandidate> out;
+  for (const Strategy& strategy : strategies_of(request)) {
+    for (const LayoutKind layout :
+         {LayoutKind::kZigzag, LayoutKind::kContiguous, LayoutKind::kStriped}) {
+      if (!request.free_layout && layout != request.problem.layout) continue;
+      // A ring of one place: all layouts are alike.
+      const bool one_place = strategy.ulysses == request.problem.ranks;
+      if (request.free_layout && one_place && layout != LayoutKind::kZigzag) continue;
+      AttentionCase c = request.problem;
+      c.layout = layout;
+      c.attention = strategy.attention;
+      c.ulysses = strategy.ulysses;
+      if (request.free_layout && too_fine(c)) continue;
+      const AttentionSummary s = summarize(c, {.references = false});
+      if (request.free_attention && keeps_too_much(s)) continue;
+      out.push_back(
+          {.layout = layout,
+           .attention = strategy.attention,
+           .ulysses = strategy.ulysses,
+           .area_max_over_mean = s.area_max_over_mean,
+           .tokens_max_over_mean = s.tokens_max_over_mean,
+           .bytes_forward = s.bytes_forward,
+           .ring_share = s.bytes_ring_total > 0 ? s.bytes_forward / s.bytes_ring_total : 0,
+           .seconds = predicted_seconds(s, request.speeds)});
+    }
+  }
+  return out;
 }
 
 }  // namespace
@@ -310,30 +350,7 @@ ParallelRequest parallel_request(const config::RunConfig& config,
 
 ParallelChoice choose_parallel(const ParallelRequest& request) {
   ParallelChoice out;
-  double ring_total = 0;
-  // In order of simplicity. Layouts inside a strategy: where the ring has one place, all are alike.
-  for (const Strategy& strategy : strategies_of(request)) {
-    for (const LayoutKind layout : {LayoutKind::kZigzag, LayoutKind::kContiguous,
-                                    LayoutKind::kBalanced, LayoutKind::kStriped}) {
-      if (!request.free_layout && layout != request.problem.layout) continue;
-      const bool one_place = strategy.ulysses == request.problem.ranks;
-      if (request.free_layout && one_place && layout != LayoutKind::kZigzag) continue;
-      AttentionCase c = request.problem;
-      c.layout = layout;
-      c.attention = strategy.attention;
-      c.ulysses = strategy.ulysses;
-      const AttentionSummary s = summarize(c, {.references = false});
-      ring_total = s.bytes_ring_total;
-      if (request.free_attention && keeps_too_much(s)) continue;
-      out.candidates.push_back({.layout = layout,
-                                .attention = strategy.attention,
-                                .ulysses = strategy.ulysses,
-                                .area_max_over_mean = s.area_max_over_mean,
-                                .tokens_max_over_mean = s.tokens_max_over_mean,
-                                .bytes_forward = s.bytes_forward,
-                                .seconds = predicted_seconds(s, request.speeds)});
-    }
-  }
+  out.candidates = candidates_of(request);
   if (out.candidates.empty())
     throw Error(ExitCode::kUsage,
                 {.what = fmt::format("no attention strategy fits {} ranks and {} query heads",
@@ -343,21 +360,19 @@ ParallelChoice choose_parallel(const ParallelRequest& request) {
   const auto faster = [](const ParallelCandidate& a, const ParallelCandidate& b) {
     return a.seconds < b.seconds;
   };
-  const auto best = std::min_element(out.candidates.begin(), out.candidates.end(), faster);
+  const auto first = out.candidates.begin(), end = out.candidates.end();
+  const double best = std::min_element(first, end, faster)->seconds;
   const auto chosen = std::find_if(
-      out.candidates.begin(), out.candidates.end(),
-      [&](const ParallelCandidate& c) { return c.seconds <= best->seconds * (1 + kTie); });
-  const ParallelCandidate* other = nullptr;
-  if (chosen != out.candidates.begin()) {
-    other = &out.candidates.front();
-  } else {
-    for (const ParallelCandidate& c : out.candidates)
-      if (&c != &*chosen && (other == nullptr || faster(c, *other))) other = &c;
-  }
+      first, end, [&](const ParallelCandidate& c) { return c.seconds <= best * (1 + kTie); });
+  // What it is compared with: the plain choice; or, where that was chosen, the next best.
+  auto other = first;
+  if (chosen == first)
+    for (auto c = other = first + 1; c != end; ++c)
+      if (faster(*c, *other)) other = c;
   out.layout = chosen->layout;
   out.attention = chosen->attention;
   out.ulysses = chosen->ulysses;
-  out.why = reason(*chosen, other, ring_total);
+  out.why = reason(*chosen, other == end ? nullptr : &*other);
   return out;
 }
 

@@ -165,6 +165,7 @@ struct ParallelCandidate {
   int ulysses = 1;
   double area_max_over_mean = 1, tokens_max_over_mean = 1;
   double bytes_forward = 0;
+  double ring_share = 0;     // bytes_forward as a part of the full ring's
   double seconds = 0;        // predicted, one layer
   std::string name() const;  // "balanced ring", "zigzag hybrid with ulysses 4"
 };
