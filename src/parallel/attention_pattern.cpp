@@ -17,7 +17,8 @@ double ramp(std::int64_t n, std::int64_t limit) {
 
 // Rows [0, n) of causal groups of `group` rows.
 double grouped(std::int64_t n, std::int64_t group) {
-  return static_cast<double>(n / group) * triangle(group) + triangle(n % group);
+  const std::int64_t whole = n / group;
+  return static_cast<double>(whole) * triangle(group) + triangle(n % group);
 }
 
 // A branch of a dilated mixture, summed over KV heads. Row t of a segment is seen by the heads of
@@ -29,7 +30,8 @@ double dilated(std::int64_t n, const DilatedBranch& b, std::int64_t heads) {
     const std::int64_t some = heads / b.dilation * rest + std::min(heads % b.dilation, rest);
     return triangle(whole) * static_cast<double>(heads) + static_cast<double>((whole + 1) * some);
   };
-  return static_cast<double>(n / b.segment) * of_segment(b.segment) + of_segment(n % b.segment);
+  const std::int64_t segments = n / b.segment;
+  return static_cast<double>(segments) * of_segment(b.segment) + of_segment(n % b.segment);
 }
 
 // Block b sees min(b, most) blocks before itself: window, global and random ones fill up one after
