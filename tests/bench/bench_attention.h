@@ -68,9 +68,13 @@ std::vector<std::int32_t> segments_of(const std::vector<std::int64_t>& lengths);
 SequenceLayout make_layout(std::string_view kind, const Problem& problem, const HeadShape& heads,
                            int ranks);
 
-// This rank's plan; `ulysses` neighbouring ranks hold one place of the ring together.
-AttentionPlan make_plan(const Problem& problem, const SequenceLayout& layout,
-                        const HeadShape& heads, int rank, int ulysses = 1, bool gather = false);
+// Plans of the places of the ring, for rank `ulysses_rank` of the `ulysses` ranks that hold a place
+// together.
+AttentionPlanner make_planner(const Problem& problem, const SequenceLayout& layout,
+                              const HeadShape& heads, bool gather, int ulysses_rank = 0,
+                              int ulysses = 1);
+// Of one rank alone.
+AttentionPlan single_plan(const Problem& problem, const HeadShape& heads, bool gather);
 
 // FLOPs of one pass: 4 D forward and 10 D backward per visible (query head, key) pair.
 inline double forward_flops(double pairs, const HeadShape& h) {

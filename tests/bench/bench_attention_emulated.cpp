@@ -119,9 +119,11 @@ struct Emulation {
   Emulation(std::string_view kind, const Problem& problem, const Options& o)
       : layout(kind), seconds(static_cast<std::size_t>(o.ranks)) {
     const SequenceLayout cut = make_layout(kind, problem, o.heads(), o.ranks);
+    const AttentionPlanner planner =
+        make_planner(problem, cut, o.heads(), o.strategy == "allgather");
     std::int64_t row = 0;
     for (int r = 0; r < o.ranks; ++r) {
-      plans.push_back(make_plan(problem, cut, o.heads(), r, 1, o.strategy == "allgather"));
+      plans.push_back(planner.plan(r));
       first_row.push_back(row);
       row += plans.back().local_rows;
     }
@@ -252,8 +254,7 @@ class Runner {
 void emulate(const Problem& problem, const std::vector<std::string>& layouts,
              std::optional<Row>& causal, const Options& o) {
   Runner runner(o, problem.tokens());
-  const AttentionPlan whole = make_plan(
-      problem, SequenceLayout::make(LayoutKind::kContiguous, 1, problem.tokens(), 1), o.heads(), 0);
+  const AttentionPlan whole = single_plan(problem, o.heads(), o.strategy == "allgather");
   runner.prepare(whole, 0, 1);
   std::vector<Emulation> emulations;
   for (const std::string& layout : layouts) {

@@ -53,10 +53,7 @@ class Matmul {
 class SingleRank {
  public:
   SingleRank(const Problem& problem, const HeadShape& heads)
-      : plan_(make_plan(problem,
-                        SequenceLayout::make(LayoutKind::kContiguous, 1, problem.tokens(), 1)
-                            .fitted(problem.pattern.row_stride()),
-                        heads, 0)),
+      : plan_(single_plan(problem, heads, /*gather=*/false)),
         bias_(bias_tables(problem, heads, pool_)),
         scale_(1.0f / std::sqrt(static_cast<float>(heads.head_dim))) {
     const std::int64_t n = problem.tokens();

@@ -94,8 +94,9 @@ void run_overlap(const Options& o, Communicator& world) {
       problem.segments = segments_of(document_lengths(documents, tokens * o.ranks, o.seed));
       for (const std::string& layout : o.layouts) {
         const AttentionPlan plan =
-            make_plan(problem, make_layout(layout, problem, o.heads(), o.ranks / o.ulysses),
-                      o.heads(), world.rank(), o.ulysses, o.strategy == "allgather");
+            make_planner(problem, make_layout(layout, problem, o.heads(), o.ranks / o.ulysses),
+                         o.heads(), o.strategy == "allgather", world.rank() % o.ulysses, o.ulysses)
+                .plan(world.rank() / o.ulysses);
         const Modes modes = measure(o, plan, world);
         const ContextPlace place{.ring_rank = world.rank() / o.ulysses,
                                  .ring_size = o.ranks / o.ulysses,

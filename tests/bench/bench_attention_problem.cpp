@@ -167,18 +167,20 @@ SequenceLayout make_layout(std::string_view kind, const Problem& problem, const 
       .fitted(problem.pattern.row_stride());
 }
 
-AttentionPlan make_plan(const Problem& problem, const SequenceLayout& layout,
-                        const HeadShape& heads, int rank, int ulysses, bool gather) {
-  const HeadShare share =
-      ulysses_heads(heads.num_heads, heads.num_kv_heads, rank % ulysses, ulysses);
-  return plan_attention({.segments = problem.segments,
-                         .positions = problem.positions,
-                         .layout = layout,
-                         .pattern = problem.pattern,
-                         .local_kv_heads = share.kv_heads,
-                         .num_kv_heads = heads.num_kv_heads,
-                         .gather = gather},
-                        rank / ulysses);
+AttentionPlanner make_planner(const Problem& problem, const SequenceLayout& layout,
+                              const HeadShape& heads, bool gather, int ulysses_rank, int ulysses) {
+  const HeadShare share = ulysses_heads(heads.num_heads, heads.num_kv_heads, ulysses_rank, ulysses);
+  return AttentionPlanner({.segments = problem.segments,
+                           .positions = problem.positions,
+                           .layout = layout,
+                           .pattern = problem.pattern,
+                           .local_kv_heads = share.kv_heads,
+                           .num_kv_heads = heads.num_kv_heads,
+                           .gather = gather});
+}
+
+AttentionPlan single_plan(const Problem& problem, const HeadShape& heads, bool gather) {
+  return make_planner(problem, make_layout("contiguous", problem, heads, 1), heads, gather).plan(0);
 }
 
 std::vector<std::byte> random_bytes(DType dtype, std::int64_t n, std::uint64_t stream) {
