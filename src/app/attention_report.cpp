@@ -130,7 +130,7 @@ nlohmann::ordered_json attention_json(const AttentionAnswer& a) {
                    {"flops_per_second", a.speeds.flops_per_second},
                    {"backward_flops_per_second", a.speeds.backward_flops()},
                    {"bytes_per_second", a.speeds.bytes_per_second},
-                   {"inside_bytes_per_second", a.speeds.inside_bytes()},
+                   {"inside_bytes_per_second", a.speeds.inside_bytes(a.summary.ulysses)},
                    {"seconds_per_message", a.speeds.seconds_per_message}};
   if (a.choice) {
     out["why"] = a.choice->why;

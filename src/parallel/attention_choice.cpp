@@ -93,7 +93,7 @@ class Predictor {
     // Two exchanges in each pass: Q, K, V or dO one way, the results back.
     const double outside = rest - ring;
     if (outside > 0.5)
-      out.alone(2 * speeds_.seconds_per_message + outside / speeds_.inside_bytes());
+      out.alone(2 * speeds_.seconds_per_message + outside / speeds_.inside_bytes(s_.ulysses));
     return out;
   }
 
@@ -202,9 +202,9 @@ std::string percent(double share) {
   return value != 0 && value < 9.95 ? fmt::format("{:.1f}%", value) : fmt::format("{:.0f}%", value);
 }
 
-std::string milliseconds(double seconds) {
-  return seconds < 1e-3 ? fmt::format("{:.3g} us", seconds * 1e6)
-                        : fmt::format("{:.3g} ms", seconds * 1e3);
+std::string duration(double seconds) {
+  if (seconds < 1e-3) return fmt::format("{:.3g} us", seconds * 1e6);
+  return seconds < 1 ? fmt::format("{:.3g} ms", seconds * 1e3) : fmt::format("{:.3g} s", seconds);
 }
 
 // One line with the figures that decided, beside those of the plain choice (zigzag ring) or, where
@@ -219,8 +219,8 @@ std::string reason(const ParallelCandidate& chosen, const ParallelCandidate* oth
   return fmt::format(
       "{}: area {:.2f} ({} {:.2f}), {} of the ring's bytes ({} {}), {} a layer ({} {})",
       chosen.name(), chosen.area_max_over_mean, name, other->area_max_over_mean,
-      percent(chosen.ring_share), name, percent(other->ring_share), milliseconds(chosen.seconds),
-      name, milliseconds(other->seconds));
+      percent(chosen.ring_share), name, percent(other->ring_share), duration(chosen.seconds), name,
+      duration(other->seconds));
 }
 
 // Every candidate's prediction, in order of simplicity: strategy by strategy, zigzag first.
@@ -267,6 +267,7 @@ AttentionSpeeds nominal_speeds(std::string_view device, DType compute, int ranks
             .backward_flops_per_second = bf16 ? 581e12 : 40e12,
             .bytes_per_second = inside ? kNvlink : kNetwork,
             .inside_bytes_per_second = kNvlink,
+            .inside_ranks = kRanksPerNode,
             .seconds_per_message = 10e-6,
             .name = inside ? "H200, ranks on one NVLink node (nominal)"
                            : "H200, nodes of 8 with 45 GB/s per rank between them (nominal)"};

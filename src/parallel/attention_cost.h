@@ -29,14 +29,17 @@ struct AttentionSpeeds {
   double backward_flops_per_second = 0;  // 0: flops_per_second
   double bytes_per_second = 0;           // from a rank to the next one of the ring
   double inside_bytes_per_second = 0;    // inside a Ulysses group; 0: bytes_per_second
+  int inside_ranks =
+      0;  // of a Ulysses group that is so fast at most; larger ones: bytes_per_second
   double seconds_per_message = 0;
   std::string name{};  // for people: whose figures, and where from
 
   double backward_flops() const {
     return backward_flops_per_second > 0 ? backward_flops_per_second : flops_per_second;
   }
-  double inside_bytes() const {
-    return inside_bytes_per_second > 0 ? inside_bytes_per_second : bytes_per_second;
+  double inside_bytes(int ulysses) const {
+    const bool near = inside_bytes_per_second > 0 && (inside_ranks == 0 || ulysses <= inside_ranks);
+    return near ? inside_bytes_per_second : bytes_per_second;
   }
 };
 
