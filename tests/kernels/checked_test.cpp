@@ -269,6 +269,10 @@ TEST_F(CheckedTest, Attention) {
   EXPECT_THAT(message([&](auto& a) { a.slices = {&outside, 1}; }), HasSubstr("does not fit"));
   outside = {.q_len = 4, .k_len = 6, .kind = MaskKind::kBand};
   EXPECT_THAT(message([&](auto& a) { a.slices = {&outside, 1}; }), HasSubstr("window 0"));
+  for (const HeadRange range : {HeadRange{-1, 1}, HeadRange{2, 3}, HeadRange{1, 1}}) {
+    outside = {.q_len = 4, .k_len = 6, .kv_heads = range};
+    EXPECT_THAT(message([&](auto& a) { a.slices = {&outside, 1}; }), HasSubstr("KV heads"));
+  }
 
   AttentionBackwardArgs backward{.q = good.q,
                                  .k = good.k,
@@ -288,6 +292,46 @@ TEST_F(CheckedTest, Attention) {
                 k.attention_delta({.out = good.q, .dout = good.acc, .delta = f32({4, 5})}, s);
               }),
               HasSubstr("delta is"));
+}
+
+TEST_F(CheckedTest, AttentionBias) {
+  // Row 0 sees the last of 6 keys; so far ahead may a key lie under ALiBi, but not under xPos.
+  AttentionSlice slice{.q_len = 4, .k_len = 6, .position_diagonal = 9};
+  AttentionForwardArgs args{.q = f32({4, 4, 8}),
+                            .k = f32({6, 2, 8}),
+                            .v = f32({6, 2, 8}),
+                            .acc = f32({4, 4, 8}),
+                            .row_max = f32({4, 4}),
+                            .row_sum = f32({4, 4}),
+                            .slices = {&slice, 1},
+                            .bias = {.slopes = f32({4}), .position_stride = 2},
+                            .first = true};
+  const auto run = [&](Kernels& k, Stream& s) { k.attention_forward(args, s); };
+  EXPECT_NO_THROW(run(kernels(), stream()));
+  args.bias.decay = f32({4});
+  EXPECT_THAT(refusal(run), HasSubstr("keys 1 positions after a query"));
+  slice.kind = MaskKind::kInverseCausal;
+  slice.window = 100;
+  EXPECT_THAT(refusal(run), HasSubstr("keys 1 positions after a query"));
+  slice.kind = MaskKind::kCausal;
+  slice.diagonal = 4;
+  EXPECT_NO_THROW(run(kernels(), stream()));
+  slice.position_diagonal = 7;
+  EXPECT_THAT(refusal(run), HasSubstr("keys 1 positions after a query"));
+  slice.position_diagonal = 8;
+  EXPECT_NO_THROW(run(kernels(), stream()));
+  args.bias.position_stride = 0;
+  EXPECT_THAT(refusal(run), HasSubstr("stride"));
+  args.bias.position_stride = 2;
+  args.bias.decay = f32({8});
+  EXPECT_THAT(refusal(run), HasSubstr("decay is"));
+  args.bias.slopes = f32({2});
+  EXPECT_THAT(refusal(run), HasSubstr("slopes is"));
+  args.bias = {.decay = f32({3})};
+  args.q = f32({4, 4, 7});
+  args.k = args.v = f32({6, 2, 7});
+  args.acc = f32({4, 4, 7});
+  EXPECT_THAT(refusal(run), HasSubstr("even head dimension"));
 }
 
 TEST_F(CheckedTest, Copy2d) {

@@ -1,6 +1,8 @@
 // What the dry backend counts, and that it touches no memory (its device's pages cannot be read).
 #include <gtest/gtest.h>
 
+#include <optional>
+
 #include "core/arena.h"
 #include "core/rng.h"
 #include "kernels/backend.h"
@@ -103,6 +105,62 @@ TEST_F(DryBackendTest, CountsVisiblePairsOfAttention) {
                                           .slices = slices},
                                          backend_->stream());
   EXPECT_EQ(backend_->work().attention_backward_flops, 10 * 32 * 4 * pairs);
+}
+
+TEST(VisiblePairs, WeighASliceByItsShareOfTheHeads) {
+  AttentionSlice s{.q_len = 4, .k_len = 4, .kind = MaskKind::kCausal};
+  EXPECT_EQ(visible_pairs(s, 3), 10);
+  s.kv_heads = {.begin = 1, .end = 3};
+  EXPECT_EQ(visible_pairs(s, 4), 5);
+  EXPECT_EQ(visible_pairs(s, 2), 5);
+  EXPECT_EQ(visible_pairs(s, 1), 0);
+}
+
+TEST(VisiblePairs, ShortestDistanceIsThatOfSomePair) {
+  for (std::uint64_t seed = 0; seed < 200; ++seed) {
+    const CounterRng rng(seed, stream_id("distances"));
+    std::uint64_t n = 0;
+    const auto draw = [&](std::int64_t low, std::int64_t high) {
+      return low +
+             static_cast<std::int64_t>(rng.below(n++, static_cast<std::uint64_t>(high - low + 1)));
+    };
+    const AttentionSlice s{.q_len = draw(1, 9),
+                           .k_len = draw(1, 9),
+                           .kind = static_cast<MaskKind>(draw(0, 3)),
+                           .diagonal = draw(-10, 10),
+                           .window = draw(1, 8),
+                           .position_diagonal = draw(-5, 5)};
+    const std::int64_t stride = draw(1, 3);
+    std::optional<std::int64_t> shortest;
+    for (std::int64_t i = 0; i < s.q_len; ++i)
+      for (std::int64_t j = 0; j < s.k_len; ++j) {
+        const std::int64_t p = (i - j) * stride + s.position_diagonal;
+        const AttentionSlice one{.q_len = 1,
+                                 .k_len = 1,
+                                 .kind = s.kind,
+                                 .diagonal = s.diagonal + i - j,
+                                 .window = s.window};
+        if (visible_pairs(one) == 1) shortest = std::min(shortest.value_or(p), p);
+      }
+    if (!shortest) continue;  // nothing is visible
+    ASSERT_EQ(shortest_distance(s, stride), *shortest) << "seed " << seed;
+  }
+}
+
+TEST_F(DryBackendTest, CountsAttentionOfSomeHeads) {
+  const Tensor q = take(DType::kF32, {8, 4, 16}), k = take(DType::kF32, {8, 2, 16});
+  const AttentionSlice slices[] = {{.q_len = 8, .k_len = 8},
+                                   {.q_len = 8, .k_len = 2, .kv_heads = {.begin = 1}}};
+  backend_->kernels().attention_forward({.q = q,
+                                         .k = k,
+                                         .v = take(DType::kF32, {8, 2, 16}),
+                                         .acc = take(DType::kF32, {8, 4, 16}),
+                                         .row_max = take(DType::kF32, {4, 8}),
+                                         .row_sum = take(DType::kF32, {4, 8}),
+                                         .slices = slices,
+                                         .first = true},
+                                        backend_->stream());
+  EXPECT_EQ(backend_->work().attention_forward_flops, 4 * 16 * (4 * 64 + 2 * 16));
 }
 
 TEST_F(DryBackendTest, ChecksShapesToo) {

@@ -134,7 +134,10 @@ class Backward {
       pack_rows(piece.q_begin + row, num_rows);
       for (Index key = key_begin; key < key_end; key += layout_.keys)
         add_tile({piece, row, num_rows, key, smaller(layout_.keys, key_end - key)});
-      add_dq(piece.q_begin + row, num_rows);
+      if (call_.bias.decay)
+        add_dq<true>(piece.q_begin + row, num_rows);
+      else
+        add_dq<false>(piece.q_begin + row, num_rows);
     }
   }
 
@@ -238,8 +241,9 @@ class Backward {
       gradient_strip<false>(t, p, row, rows);
   }
 
+  // A function of its own for each bias: the registers of one are no concern of the other.
   template <bool kAlibi>
-  void gradient_strip(const Tile& t, Index p, Index row, Index rows) {
+  [[gnu::noinline]] void gradient_strip(const Tile& t, Index p, Index row, Index rows) {
     const bool partial = visible(t, row).end < t.num_rows || visible(t, row + rows - 1).begin > 0;
     for (Index r = 0; r < M::kRows; r += kPair) {
       // Rows beyond the last key are depth of dQ^T: zeros.
@@ -320,25 +324,16 @@ class Backward {
         const Index depth = smaller(end * kPanel, t.padded_rows()) / kPair - begin;
         M::multiply(a + s * M::kRows * lda + begin, lda, b + panel * block + begin * kLanes, block,
                     depth, layout_.s, kPanel, t.strip_rows(s), width);
-        if (decay) decay_sums(t, s, panel * kLanes, width * kLanes);
-        for (Index r = 0; r < t.strip_rows(s); ++r)
-          add_row(out + (t.piece.k_begin + t.key + s * M::kRows + r) * k_stride_ + k_offset_ +
-                      panel * kLanes,
-                  layout_.s + r * kPanel, smaller(width * kLanes, call_.head_dim - panel * kLanes),
-                  factor);
+        for (Index r = 0; r < t.strip_rows(s); ++r) {
+          const Index key = s * M::kRows + r;
+          float* x = layout_.s + r * kPanel;
+          if (decay)
+            decay_sums<I>(call_.bias, x, panel * kLanes, width * kLanes, key_distance(t, key));
+          add_row(out + (t.piece.k_begin + t.key + key) * k_stride_ + k_offset_ + panel * kLanes, x,
+                  smaller(width * kLanes, call_.head_dim - panel * kLanes), factor);
+        }
       }
     });
-  }
-
-  // Dims [first, first + count) of the sums of strip s, which lie in layout_.s.
-  void decay_sums(const Tile& t, Index s, Index first, Index count) {
-    for (Index r = 0; r < t.strip_rows(s); ++r) {
-      const Index distance = key_distance(t, s * M::kRows + r);
-      for (Index c = 0; c < count; c += kLanes) {
-        float* x = layout_.s + r * kPanel + c;
-        I::store(x, I::mul(I::load(x), decay_factor<I>(call_.bias, first + c, distance)));
-      }
-    }
   }
 
   static void add_row(float* out, const float* x, Index count, float factor) {
@@ -366,6 +361,7 @@ class Backward {
   }
 
   // dq += scale * (dQ^T)^T for the rows of a tile.
+  template <bool kDecay>
   void add_dq(Index first, Index count) {
     const V scale = I::set1(call_.scale);
     for (Index i = 0; i < count; i += kLanes)
@@ -380,7 +376,7 @@ class Backward {
         for (Index r = 0; r < smaller(kLanes, count - i); ++r) {
           float* out = call_.dq + (first + i + r) * q_stride_ + q_offset_ + d;
           V x = I::as_floats(square[r]);
-          if (call_.bias.decay)
+          if constexpr (kDecay)
             x = I::mul(x, decay_factor<I>(call_.bias, d, (i + r) * call_.bias.stride));
           I::store_row(out, I::fma(x, scale, I::load_partial(out, valid)), valid);
         }

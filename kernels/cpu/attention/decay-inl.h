@@ -21,11 +21,8 @@ typename I::V decay_factor(const Bias& bias, Index c, Index p) {
   return I::exp2(I::mul(I::load(bias.decay + c), I::set1(static_cast<float>(larger(p, least)))));
 }
 
-// x with row r at distance first + r * step, written to `to` (rows, columns), or x itself without
-// xPos.
 template <class I, class In>
-Source<In> decayed(const Source<In>& x, const Bias& bias, Index first, Index step, In* to) {
-  if (!bias.decay) return x;
+[[gnu::noinline]] void decay_rows(Source<In> x, const Bias& bias, Index first, Index step, In* to) {
   for (Index r = 0; r < x.rows; ++r)
     for (Index c = 0; c < x.columns; c += I::kLanes) {
       const Index valid = x.columns - c;
@@ -33,7 +30,22 @@ Source<In> decayed(const Source<In>& x, const Bias& bias, Index first, Index ste
       I::store_row(to + r * x.columns + c, I::mul(row, decay_factor<I>(bias, c, first + r * step)),
                    valid);
     }
+}
+
+// x with row r at distance first + r * step, written to `to` (rows, columns), or x itself without
+// xPos.
+template <class I, class In>
+Source<In> decayed(Source<In> x, const Bias& bias, Index first, Index step, In* to) {
+  if (!bias.decay) return x;
+  decay_rows<I>(x, bias, first, step, to);
   return {to, x.columns, x.rows, x.columns};
+}
+
+// sums[i] *= factor of dim c + i at distance p, for i < count rounded up to kLanes.
+template <class I>
+[[gnu::noinline]] void decay_sums(const Bias& bias, float* sums, Index c, Index count, Index p) {
+  for (Index i = 0; i < count; i += I::kLanes)
+    I::store(sums + i, I::mul(I::load(sums + i), decay_factor<I>(bias, c + i, p)));
 }
 
 }  // namespace

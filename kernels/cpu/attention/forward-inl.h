@@ -265,8 +265,9 @@ class Forward {
     });
   }
 
+  // A function of its own for each bias: the registers of one are no concern of the other.
   template <bool kAlibi>
-  void softmax_strips(const Block& b, const Range* strips, Index num_strips) {
+  [[gnu::noinline]] void softmax_strips(const Block& b, const Range* strips, Index num_strips) {
     for (Index s = 0; s < num_strips; ++s)
       if (!strips[s].empty())
         for (Index r = s * M::kRows; r < s * M::kRows + strip_rows(b, s); ++r)

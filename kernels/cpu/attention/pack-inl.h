@@ -20,7 +20,8 @@ constexpr Index smaller(Index a, Index b) { return a < b ? a : b; }
 constexpr Index larger(Index a, Index b) { return a > b ? a : b; }
 constexpr Index clamp(Index x, Index lo, Index hi) { return x < lo ? lo : (x > hi ? hi : x); }
 
-// rows x columns elements, `stride` elements from one row to the next.
+// rows x columns elements, `stride` elements from one row to the next. Passed by value: what is
+// stored may alias anything in memory, and registers are not in memory.
 template <class In>
 struct Source {
   const In* data;
@@ -29,7 +30,7 @@ struct Source {
 
 // Dwords (r, c .. c + kLanes) of the source seen as dwords; 0 outside of it.
 template <class I, bool kRowPairs, class In>
-typename I::Dw source_dwords(const Source<In>& x, Index r, Index c) {
+typename I::Dw source_dwords(Source<In> x, Index r, Index c) {
   if constexpr (I::kPair == 1) {
     if (r >= x.rows || c >= x.columns) return I::broadcast(0);
     return I::load_row(x.data + r * x.stride + c, x.columns - c);
@@ -46,7 +47,7 @@ typename I::Dw source_dwords(const Source<In>& x, Index r, Index c) {
 // dst[r * row_stride + c / kLanes * block_stride + c % kLanes] = dword (r, c), for r < num_rows and
 // c < num_columns rounded up to kLanes.
 template <class I, bool kRowPairs, class In>
-void pack_straight(const Source<In>& x, Index num_rows, Index num_columns, std::uint32_t* dst,
+void pack_straight(Source<In> x, Index num_rows, Index num_columns, std::uint32_t* dst,
                    Index row_stride, Index block_stride) {
   for (Index r = 0; r < num_rows; ++r)
     for (Index c = 0; c < num_columns; c += I::kLanes)
@@ -57,7 +58,7 @@ void pack_straight(const Source<In>& x, Index num_rows, Index num_columns, std::
 // dst[c * row_stride + r / kLanes * block_stride + r % kLanes] = dword (r, c), for c < num_columns
 // and r < num_rows rounded up to kLanes.
 template <class I, bool kRowPairs, class In>
-void pack_transposed(const Source<In>& x, Index num_rows, Index num_columns, std::uint32_t* dst,
+void pack_transposed(Source<In> x, Index num_rows, Index num_columns, std::uint32_t* dst,
                      Index row_stride, Index block_stride) {
   for (Index r = 0; r < num_rows; r += I::kLanes) {
     std::uint32_t* block = dst + r / I::kLanes * block_stride;
