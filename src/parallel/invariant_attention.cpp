@@ -18,14 +18,26 @@ const AttentionPlan::Gather& gather_of(const StepContext& ctx) {
   return gather;
 }
 
-// A tensor's rows as one message for each rank that gets or sends some, in rank order.
-std::vector<Message> messages(Tensor rows, const std::vector<std::int64_t>& counts) {
-  std::vector<Message> list;
+// What one rank gets or sends of a tensor's rows, which lie in rank order.
+struct Share {
+  int peer = 0;
+  std::int64_t begin = 0, count = 0;
+};
+std::vector<Share> shares(const std::vector<std::int64_t>& counts) {
+  std::vector<Share> list;
   std::int64_t row = 0;
   for (std::size_t peer = 0; peer < counts.size(); ++peer) {
-    if (counts[peer] > 0) list.push_back({static_cast<int>(peer), rows.rows(row, counts[peer])});
+    list.push_back({static_cast<int>(peer), row, counts[peer]});
     row += counts[peer];
   }
+  return list;
+}
+
+// Messages of the shares of other ranks than this one.
+std::vector<Message> messages(Tensor rows, const std::vector<std::int64_t>& counts, int rank) {
+  std::vector<Message> list;
+  for (const Share& s : shares(counts))
+    if (s.peer != rank && s.count > 0) list.push_back({s.peer, rows.rows(s.begin, s.count)});
   return list;
 }
 
@@ -33,22 +45,33 @@ std::int64_t total(const std::vector<std::int64_t>& counts) {
   return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
 }
 
-// The rows of `local` (T, H, D) that ranks need, this one too, sent to them; returns those
-// received.
+// Trades rows with the other ranks; a rank alone has nobody to ask.
+void exchange(Tensor send, const std::vector<std::int64_t>& num_sent, Tensor recv,
+              const std::vector<std::int64_t>& num_received, const StepContext& ctx) {
+  Communicator& ring = ctx.mesh.ring();
+  if (ring.size() == 1) return;
+  Pending pending = ring.exchange(messages(send, num_sent, ring.rank()),
+                                  messages(recv, num_received, ring.rank()), ctx.stream());
+  wait_exposed(ctx, pending);
+}
+
+// The rows of `local` (T, H, D) that ranks need sent to them; returns those that this one needs,
+// its own among them.
 Tensor gather_rows(Tensor local, std::string_view name, const StepContext& ctx) {
   const AttentionPlan::Gather& plan = gather_of(ctx);
+  const int rank = ctx.mesh.ring().rank();
   const Tensor gathered = ctx.scratch.take(local.dtype, local.shape.with_rows(plan.rows), name);
   auto scope = ctx.scratch.scope();
   const Tensor packed = ctx.scratch.take(local.dtype, local.shape.with_rows(total(plan.num_sent)),
                                          "attention.kv_packed");
-  std::int64_t row = 0;
-  for (std::size_t peer = 0; peer < plan.sent.size(); ++peer) {
-    pack_rows(ctx, local, plan.sent[peer], packed.rows(row, plan.num_sent[peer]));
-    row += plan.num_sent[peer];
-  }
-  Pending pending = ctx.mesh.ring().exchange(messages(packed, plan.num_sent),
-                                             messages(gathered, plan.num_received), ctx.stream());
-  wait_exposed(ctx, pending);
+  for (const Share& s : shares(plan.num_sent))
+    if (s.peer != rank)
+      pack_rows(ctx, local, plan.sent[static_cast<std::size_t>(s.peer)],
+                packed.rows(s.begin, s.count));
+  const auto own = static_cast<std::size_t>(rank);
+  const Share mine = shares(plan.num_received)[own];
+  pack_rows(ctx, local, plan.sent[own], gathered.rows(mine.begin, mine.count));
+  exchange(packed, plan.num_sent, gathered, plan.num_received, ctx);
   return gathered;
 }
 
@@ -166,28 +189,35 @@ class ExactGradient {
 
   void add_home(Tensor gathered, Tensor mine) const {
     const AttentionPlan::Gather& plan = gather_of(ctx_);
+    const int rank = ctx_.mesh.ring().rank();
     auto scope = ctx_.scratch.scope();
     const Tensor home = ctx_.scratch.take(DType::kI64, mine.shape.with_rows(total(plan.num_sent)),
                                           "attention.exact_home");
-    Pending pending = ctx_.mesh.ring().exchange(messages(gathered, plan.num_received),
-                                                messages(home, plan.num_sent), ctx_.stream());
-    wait_exposed(ctx_, pending);
-    const std::int64_t width = mine.shape[1] * mine.shape[2];
+    exchange(gathered, plan.num_received, home, plan.num_sent, ctx_);
+    const Share own = shares(plan.num_received)[static_cast<std::size_t>(rank)];
+    for (const Share& s : shares(plan.num_sent))
+      add_integers(
+          s.peer == rank ? gathered.rows(own.begin, own.count) : home.rows(s.begin, s.count),
+          plan.sent[static_cast<std::size_t>(s.peer)], mine);
+  }
+
+  // The given rows of dst += src rows 0.., i64.
+  void add_integers(Tensor src, const std::vector<IndexRange>& ranges, Tensor dst) const {
+    const std::int64_t width = dst.shape[1] * dst.shape[2];
     std::int64_t row = 0;
-    for (const std::vector<IndexRange>& ranges : plan.sent)
-      for (const IndexRange& r : ranges) {
-        ctx_.kernels().copy_2d({.src = home,
-                                .dst = mine,
-                                .rows = r.size(),
-                                .cols = width,
-                                .src_begin = row * width,
-                                .src_stride = width,
-                                .dst_begin = r.begin * width,
-                                .dst_stride = r.stride * width,
-                                .mode = GradMode::kAccumulate},
-                               ctx_.stream());
-        row += r.size();
-      }
+    for (const IndexRange& r : ranges) {
+      ctx_.kernels().copy_2d({.src = src,
+                              .dst = dst,
+                              .rows = r.size(),
+                              .cols = width,
+                              .src_begin = row * width,
+                              .src_stride = width,
+                              .dst_begin = r.begin * width,
+                              .dst_stride = r.stride * width,
+                              .mode = GradMode::kAccumulate},
+                             ctx_.stream());
+      row += r.size();
+    }
   }
 
   const StepContext& ctx_;

@@ -42,7 +42,8 @@ class Window {
                           .scratch = scratch_,
                           .mesh = mesh_,
                           .plans = micro_.plans,
-                          .trace = trace_};
+                          .trace = trace_,
+                          .row_blocks = micro_.row_blocks};
     model_.logits({.tokens = tokens_, .labels = {}, .positions = positions_}, row, logits_, ctx);
   }
 

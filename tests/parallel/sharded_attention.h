@@ -203,6 +203,7 @@ struct Sharded {
   LayoutKind layout = LayoutKind::kZigzag;  // over the places of the ring
   std::uint64_t random_layout = 0;          // seed; 0: `layout` instead
   DType dtype = DType::kF32;
+  std::int64_t block = 0;  // tokens of a block: invariant
 
   int ranks() const { return ring * ulysses; }
   std::string description() const {
@@ -216,7 +217,8 @@ inline SequenceLayout layout_of(const AttentionTask& task, const Sharded& how) {
   std::mt19937_64 rng(how.random_layout);
   const auto layout = how.random_layout != 0
                           ? SequenceLayout(random_ranges(rng, task.length(), how.ring, stride))
-                          : SequenceLayout::make(how.layout, 1, task.length(), how.ring);
+                          : SequenceLayout::make(how.layout, 1, task.length(), how.ring,
+                                                 std::max<std::int64_t>(how.block, 1));
   return layout.stride() % stride == 0 ? layout : layout.refined(stride);
 }
 
@@ -251,14 +253,20 @@ class RankRun {
                                                   ? std::span<const std::int32_t>(share_.kv_heads)
                                                   : std::span<const std::int32_t>(),
                             .num_kv_heads = heads_.kv,
-                            .gather = how.strategy == "allgather"},
+                            .gather = how.strategy == "allgather",
+                            .block = how.block,
+                            .sequence_length = task.length()},
                            mesh_.place().ring_rank);
+    for (std::size_t r = 1; how.block > 0 && r <= rows_.size(); ++r)
+      if (r == rows_.size() || rows_[r] / how.block != rows_[r - 1] / how.block)
+        row_blocks_.push_back(static_cast<std::int64_t>(r));
   }
 
   void run(TaskResult& result, std::mutex& mutex) {
     Trace trace;
-    const StepContext ctx{*backend_, saved_, scratch_, mesh_, {&plan_, 1}, trace};
-    const auto attention = make_attention(how_.strategy);
+    StepContext ctx{*backend_, saved_, scratch_, mesh_, {&plan_, 1}, trace};
+    if (how_.block > 0) ctx.row_blocks = row_blocks_;
+    const auto attention = make_attention(how_.strategy, how_.block > 0);
     const AttentionInputs in{put(task_.q, heads_.q), put(task_.k, heads_.kv),
                              put(task_.v, heads_.kv)};
     const Tensor dout = put(task_.dout, heads_.q);
@@ -267,8 +275,9 @@ class RankRun {
                                    inputs_.take(DType::kF32, in.k.shape, "dk"),
                                    inputs_.take(DType::kF32, in.v.shape, "dv")};
     const BiasTables bias{table(task_.slopes), table(task_.decay)};
-    const AttentionBytes bytes = attention_bytes(
-        how_.strategy, plan_, mesh_.place(), {heads_.q, heads_.kv, heads_.dim, how_.dtype}, false);
+    const AttentionBytes bytes =
+        attention_bytes(how_.strategy, plan_, mesh_.place(),
+                        {heads_.q, heads_.kv, heads_.dim, how_.dtype}, how_.block > 0);
     const auto sent = [&] { return mesh_.context_counters().total_bytes(); };
 
     const AttentionInputs spread = attention->spread(in, saved_, ctx);
@@ -338,6 +347,7 @@ class RankRun {
   HeadShare share_;
   std::vector<std::int64_t> merged_, rows_;  // tokens of the place, and of this rank
   AttentionPlan plan_;
+  std::vector<std::int64_t> row_blocks_{0};
 };
 
 }  // namespace detail
