@@ -1,6 +1,9 @@
 #include "train/dry_run.h"
 
+#include <cmath>
+
 #include "comm/factory.h"
+#include "parallel/balance.h"
 #include "train/run_checkpoint.h"
 
 namespace farspan {
@@ -13,6 +16,21 @@ std::string human_bytes(double bytes) {
     bytes /= 1024;
   }
   return {};
+}
+
+// With layout `balanced` a place of the ring may hold up to kTokenCap times its share, and more
+// where whole tokens do not allow less: room for the former is made beforehand (MemoryProbe finds
+// the latter).
+void pass_over_uneven_share(Engine& engine, const Mesh& mesh, const config::RunConfig& config) {
+  const config::Train& train = config.train();
+  Sharding even = Sharding::from(config, mesh.place());
+  even.layout = LayoutKind::kZigzag;
+  const double cap = even.place.ring_size > 1 ? kTokenCap : 1;
+  const auto length =
+      static_cast<std::int64_t>(std::ceil(cap * static_cast<double>(train.sequence_length())));
+  const MicroBatch most = shard(blank_batch(train.micro_batch(), length), even);
+  engine.train_step({&most, 1}, 0, {});
+  if (config.evaluation().every() > 0) engine.evaluate(most);
 }
 
 // Address space for a dry engine: little more than it needs where that is known, because thread
@@ -105,6 +123,7 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
         context_after.by_collective[i].bytes_sent - context_before.by_collective[i].bytes_sent;
   }
   if (config.evaluation().every() > 0) engine.evaluate(micro);
+  if (config.parallel().layout() == "balanced") pass_over_uneven_share(engine, mesh, config);
 
   for (const Arena* arena : engine.arenas())
     report.arenas.push_back({arena->name(), arena->high_water(), arena->peak_items()});

@@ -36,7 +36,7 @@ struct DryRunReport {
 
 // One optimizer step, and one evaluation pass if the run evaluates, of `rank` of `num_ranks`. Every
 // sequence is taken as one document: the most work, and the most memory but for what MemoryProbe
-// knows better.
+// knows better. With layout `balanced` memory is that of a place with kTokenCap times its share.
 DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks);
 
 // What micro-batches need on a rank, from passes over them on the dry backend: no tokens are

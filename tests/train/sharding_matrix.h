@@ -39,25 +39,25 @@ struct Deviation {
 };
 
 inline const std::vector<std::string>& matrix_layouts() {
-  static const std::vector<std::string> layouts = {"contiguous", "zigzag", "striped", "balanced"};
-  return layouts;
+  static const std::vector<std::string> kLayouts = {"contiguous", "zigzag", "striped", "balanced"};
+  return kLayouts;
 }
 
 inline const std::vector<std::string>& matrix_strategies() {
-  static const std::vector<std::string> strategies = {"ring", "allgather", "ulysses", "hybrid"};
-  return strategies;
+  static const std::vector<std::string> kStrategies = {"ring", "allgather", "ulysses", "hybrid"};
+  return kStrategies;
 }
 
 // The masks of the matrix proper, and others that run with one data rank and one micro-batch.
 inline const std::vector<std::string>& matrix_masks() {
-  static const std::vector<std::string> masks = {"full", "window", "sinks+window", "alibi"};
-  return masks;
+  static const std::vector<std::string> kMasks = {"full", "window", "sinks+window", "alibi"};
+  return kMasks;
 }
 
 inline const std::vector<std::string>& further_masks() {
-  static const std::vector<std::string> masks = {
+  static const std::vector<std::string> kMasks = {
       "xpos", "none", "mixed layers", "sinks+alibi", "dilated", "bigbird", "s2"};
-  return masks;
+  return kMasks;
 }
 
 // 2 layers; 24 query heads on 4 KV heads: groups of 6, which 3, 4 and 8 ranks cut.
