@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "parallel/attention.h"
+#include "parallel/balance.h"
 
 namespace farspan {
 namespace {
@@ -71,6 +72,27 @@ std::vector<std::int64_t> row_blocks(const std::vector<IndexRange>& runs,
   return borders;
 }
 
+// Layers that have each of the distinct patterns.
+std::vector<double> layer_counts(const LayerPatterns& patterns) {
+  std::vector<double> counts(patterns.patterns.size(), 0);
+  for (const int p : patterns.of_layer) counts[static_cast<std::size_t>(p)] += 1;
+  return counts;
+}
+
+SequenceLayout layout_by_documents(const Batch& batch, const Sharding& sharding) {
+  const std::vector<std::int64_t> documents = lengths_of(batch.segments);
+  std::vector<RowArea> areas;
+  for (const AttentionPattern& pattern : sharding.patterns.patterns)
+    areas.emplace_back(pattern, sharding.num_kv_heads);
+  const std::vector<double> weights = layer_counts(sharding.patterns);
+  return balanced_layout({.documents = documents,
+                          .ranks = sharding.place.ring_size,
+                          .areas = areas,
+                          .weights = weights,
+                          .block = std::max<std::int64_t>(sharding.block, 1),
+                          .sequence_length = batch.sequence_length});
+}
+
 }  // namespace
 
 Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& place) {
@@ -90,8 +112,11 @@ Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& pla
 
 SequenceLayout make_layout(const Batch& batch, const Sharding& sharding) {
   SequenceLayout layout =
-      SequenceLayout::make(sharding.layout, batch.sequences, batch.sequence_length,
-                           sharding.place.ring_size, std::max<std::int64_t>(sharding.block, 1));
+      sharding.layout == LayoutKind::kBalanced
+          ? layout_by_documents(batch, sharding)
+          : SequenceLayout::make(sharding.layout, batch.sequences, batch.sequence_length,
+                                 sharding.place.ring_size,
+                                 std::max<std::int64_t>(sharding.block, 1));
   std::int64_t stride = 1;
   for (const AttentionPattern& pattern : sharding.patterns.patterns)
     stride = std::lcm(stride, pattern.row_stride());
@@ -102,7 +127,7 @@ double visible_pairs(std::span<const std::int32_t> segments, const LayerPatterns
                      std::int64_t num_kv_heads) {
   std::vector<std::int64_t> lengths = lengths_of(segments);
   std::sort(lengths.begin(), lengths.end());
-  const auto num_layers = static_cast<double>(patterns.of_layer.size());
+  const std::vector<double> layers = layer_counts(patterns);
   double sum = 0;
   for (std::size_t p = 0; p < patterns.patterns.size(); ++p) {
     const RowArea area(patterns.patterns[p], num_kv_heads);
@@ -111,9 +136,7 @@ double visible_pairs(std::span<const std::int32_t> segments, const LayerPatterns
       while (next < lengths.size() && lengths[next] == lengths[i]) ++next;
       pairs += static_cast<double>(next - i) * area.of_rows(0, lengths[i], lengths[i]);
     }
-    const auto layers =
-        std::count(patterns.of_layer.begin(), patterns.of_layer.end(), static_cast<int>(p));
-    sum += pairs * static_cast<double>(layers) / num_layers;
+    sum += pairs * layers[p] / static_cast<double>(patterns.of_layer.size());
   }
   return sum;
 }
