@@ -227,8 +227,8 @@ std::string reason(const ParallelCandidate& chosen, const ParallelCandidate* oth
 std::vector<ParallelCandidate> candidates_of(const ParallelRequest& request) {
   std::vector<ParallelCandidate> out;
   for (const Strategy& strategy : strategies_of(request)) {
-    for (const LayoutKind layout :
-         {LayoutKind::kZigzag, LayoutKind::kContiguous, LayoutKind::kStriped}) {
+    for (const LayoutKind layout : {LayoutKind::kZigzag, LayoutKind::kContiguous,
+                                    LayoutKind::kBalanced, LayoutKind::kStriped}) {
       if (!request.free_layout && layout != request.problem.layout) continue;
       // A ring of one place: all layouts are alike.
       const bool one_place = strategy.ulysses == request.problem.ranks;

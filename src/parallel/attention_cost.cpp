@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "parallel/attention_plan.h"
+#include "parallel/balance.h"
 
 namespace farspan {
 namespace {
@@ -97,6 +98,12 @@ PatternTotals cost_of_pattern(const AttentionCase& c, const AttentionPattern& pa
   return out;
 }
 
+std::vector<RowArea> areas_of(const AttentionCase& c) {
+  std::vector<RowArea> areas;
+  for (const AttentionPattern& p : c.patterns) areas.emplace_back(p, c.heads.num_kv_heads);
+  return areas;
+}
+
 std::vector<double> shares_of(const AttentionCase& c) {
   std::vector<double> weights = c.weights;
   if (weights.empty()) weights.assign(c.patterns.size(), 1.0);
@@ -180,8 +187,14 @@ std::string_view layout_name(LayoutKind kind) {
 SequenceLayout attention_layout(const AttentionCase& c) {
   std::int64_t stride = 1;
   for (const AttentionPattern& p : c.patterns) stride = std::lcm(stride, p.row_stride());
-  return SequenceLayout::make(c.layout, c.sequences, c.num_tokens() / c.sequences,
-                              c.ranks / c.ulysses)
+  const int places = c.ranks / c.ulysses;
+  if (c.layout == LayoutKind::kBalanced) {
+    const std::vector<RowArea> areas = areas_of(c);
+    return balanced_layout(
+               {.documents = c.documents, .ranks = places, .areas = areas, .weights = c.weights})
+        .fitted(stride);
+  }
+  return SequenceLayout::make(c.layout, c.sequences, c.num_tokens() / c.sequences, places)
       .fitted(stride);
 }
 
@@ -256,7 +269,13 @@ AttentionSummary summarize(const AttentionCase& c, const SummaryOptions& options
     add_pattern(s, std::move(totals), shares[p]);
   }
   finish(s);
-  if (options.references && c.ulysses > 1) {
+  if (!options.references) return s;
+  const std::vector<RowArea> areas = areas_of(c);
+  s.bytes_bound =
+      row_bytes *
+      traffic_lower_bound(
+          {.documents = c.documents, .ranks = c.ranks, .areas = areas, .weights = c.weights});
+  if (c.ulysses > 1) {
     AttentionCase plain = c;  // the same layout over all ranks, without all-to-all
     plain.attention = "ring";
     plain.ulysses = 1;

@@ -19,7 +19,7 @@ namespace farspan::app {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 bool has(const std::string& text, const std::string& words) {
   return text.find(words) != std::string::npos;

@@ -134,7 +134,7 @@ TEST(AttentionCost, StrategiesShareTheWholeArea) {
     c.attention = attention;
     c.ulysses = ulysses;
     const AttentionSummary s = summarize(c);
-    EXPECT_NEAR(sum(s.area), 50 * 51 / 2 + 13 * 14 / 2 + 37 * 38 / 2, 1e-6) << attention;
+    EXPECT_NEAR(sum(s.area), 1275 + 91 + 703, 1e-6) << attention;
     EXPECT_EQ(std::accumulate(s.tokens.begin(), s.tokens.end(), std::int64_t{0}), 100) << attention;
     EXPECT_EQ(s.tokens.size(), 4u);
     EXPECT_EQ(s.ring, 4 / ulysses);
