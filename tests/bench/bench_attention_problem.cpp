@@ -8,6 +8,8 @@
 #include "bench_attention.h"
 #include "core/rng.h"
 #include "kernels/cpu/isa.h"
+#include "parallel/attention_cost.h"
+#include "parallel/balance.h"
 
 namespace farspan::bench {
 namespace {
@@ -160,11 +162,15 @@ std::vector<std::int32_t> segments_of(const std::vector<std::int64_t>& lengths) 
   return segments;
 }
 
-SequenceLayout make_layout(std::string_view kind, const Problem& problem, const HeadShape&,
+SequenceLayout make_layout(std::string_view kind, const Problem& problem, const HeadShape& heads,
                            int ranks) {
-  const LayoutKind layout = layout_kind(kind);
-  return SequenceLayout::make(layout, 1, problem.tokens(), ranks)
-      .fitted(problem.pattern.row_stride());
+  const std::int64_t stride = problem.pattern.row_stride();
+  if (kind != "balanced")
+    return SequenceLayout::make(layout_kind(kind), 1, problem.tokens(), ranks).fitted(stride);
+  const RowArea area(problem.pattern, heads.num_kv_heads);
+  const std::vector<std::int64_t> documents = farspan::document_lengths(problem.segments);
+  return balanced_layout({.documents = documents, .ranks = ranks, .areas = {&area, 1}})
+      .fitted(stride);
 }
 
 AttentionPlanner make_planner(const Problem& problem, const SequenceLayout& layout,
