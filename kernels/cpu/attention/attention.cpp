@@ -185,7 +185,7 @@ ForwardGrid forward_grid(const Dims& dims, Index forward_rows, bool invariant) {
   constexpr Index kEnoughTasks = 64, kMostHeads = 4;
   ForwardGrid grid = {.heads = std::min(dims.group(), kMostHeads), .rows = 0, .chunks = 0};
   grid.chunks = ceil_div(dims.group(), grid.heads);
-  // The rows of a strip decide where the sums of a row begin: not even the heads have a say.
+  // Where a task begins a reference of xPos begins: not even the number of heads may move that.
   grid.rows = forward_rows / (invariant ? kMostHeads : grid.heads);
   if (invariant) return grid;
   while (grid.rows > 32 &&

@@ -99,9 +99,8 @@ TEST_P(AttentionBiasTest, SlopesOverAMillionPositions) {
 }
 
 // All that a row sees is far away: scores near -slope * 1e6, of which only the differences count.
-// lse holds the size of the scores in f32, which limits what backward can know.
 TEST_P(AttentionBiasTest, FarKeysAloneAreAsPreciseAsNearOnes) {
-  const DType dtype = GetParam().dtype;
+  const bool f32 = GetParam().dtype == DType::kF32;
   for (const double slope : {0.0071, 0.37, 0.9}) {
     TestCase c{fmt::format("far, slope {}", slope),
                100,
@@ -112,22 +111,26 @@ TEST_P(AttentionBiasTest, FarKeysAloneAreAsPreciseAsNearOnes) {
                {placed(whole(100, 120, MaskKind::kFull), kMillion + 7)},
                {50, 70}};
     c.slopes = {slope};
-    const AttentionProblem p = make_problem(c, dtype);
+    AttentionProblem p = make_problem(c, GetParam().dtype);
     AttentionEngine e = engine(1);
-    const EngineResult r = run_engine(e, c, p, dtype);
-    const AttentionResult reference = reference_attention(p);
-    expect_l2(r.out, reference.out, dtype == DType::kF32 ? 2e-6 : 3e-3, "out", c);
-    expect_lse(r.lse, reference.lse, 1e-6, c);
-    // An error e of lse multiplies every probability of the row by exp(e).
-    const double limit = (dtype == DType::kF32 ? 1e-5 : 6e-3) + slope * kMillion * 1.3e-7;
-    expect_l2(r.dv, reference.dv, limit, "dv", c);
-    expect_l2(r.dk, reference.dk, limit, "dk", c);
-    expect_l2(r.dq, reference.dq, limit, "dq", c);
+    const EngineResult r = run_engine(e, c, p, GetParam().dtype);
+    AttentionResult reference = reference_attention(p);
+    expect_l2(r.out, reference.out, f32 ? 2e-6 : 3e-3, "out", c);
+    expect_lse(r.lse, reference.lse, 1e-7, c);
+    // lse holds the size of the scores in f32: what that rounds off multiplies all probabilities of
+    // a row alike. Backward is to add nothing to it.
+    const std::vector<double> lse = r.lse.doubles();
+    for (std::size_t x = 0; x < p.dout.size(); ++x)
+      p.dout[x] *= std::exp(reference.lse[x / 32] - lse[x / 32]);
+    reference = reference_attention(p);
+    expect_l2(r.dv, reference.dv, f32 ? 1e-5 : 3e-3, "dv", c);
+    expect_l2(r.dk, reference.dk, f32 ? 1e-5 : 6e-3, "dk", c);
+    expect_l2(r.dq, reference.dq, f32 ? 1e-5 : 6e-3, "dq", c);
   }
 }
 
 TEST_P(AttentionBiasTest, DecayOfXpos) {
-  TestCase c{"causal", 600, 600, 4, 2, 40, {whole(600, 600, MaskKind::kCausal)}};
+  TestCase c{"causal", 400, 400, 4, 2, 40, {whole(400, 400, MaskKind::kCausal)}};
   c.decay = xpos_decay(40);
   check(c);
   c = {"over hops, every 16th position",     300,           300, 3, 1, 24,

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/attention/variants.h"
 #include "support/sanitizers.h"
@@ -68,6 +69,11 @@ TestCase case_at(const Place& place) {
   return c;
 }
 
+void set_bias(TestCase& c) {
+  c.slopes = {0.5, 0.1, 0.03, 0.01, 0.003, 0.001};
+  c.decay = xpos_decay(kHeadDim, 70.0);  // several references in a block
+}
+
 constexpr std::int64_t kRow = kKvHeads * kHeadDim;
 
 std::vector<double> scattered(const std::vector<double>& dense, const Place& place) {
@@ -111,10 +117,7 @@ TEST_P(AttentionInvariantTest, KeysMayLieAnywhereInTheirBlock) {
     const auto configured = [&](const Place& place) {
       TestCase c = case_at(place);
       c.invariant = true;
-      if (biased) {
-        c.slopes = {0.5, 0.1, 0.03, 0.01, 0.003, 0.001};
-        c.decay = xpos_decay(kHeadDim, 30.0);  // several references in a block
-      }
+      if (biased) set_bias(c);
       return c;
     };
     const TestCase c = configured(reference_place);
@@ -153,34 +156,45 @@ std::vector<double> columns(const std::vector<double>& x, std::int64_t width, st
   return part;
 }
 
-// One KV head at a time gives what both give together, as when Ulysses deals out heads.
+// The case and problem of `count` query heads from `head` on, which read one KV head.
+std::pair<TestCase, AttentionProblem> heads_of(TestCase c, AttentionProblem p, std::int64_t head,
+                                               std::int64_t count) {
+  const std::int64_t kv_head = head / (kQueryHeads / kKvHeads);
+  for (auto* x : {&p.q, &p.dout})
+    *x = columns(*x, kQueryHeads * kHeadDim, head * kHeadDim, (head + count) * kHeadDim);
+  for (auto* x : {&p.k, &p.v}) *x = columns(*x, kRow, kv_head * kHeadDim, (kv_head + 1) * kHeadDim);
+  p.slopes = {p.slopes.begin() + head, p.slopes.begin() + head + count};
+  c.num_q_heads = count;
+  c.num_kv_heads = 1;
+  std::erase_if(c.slices, [&](const auto& s) { return s.kv_heads.begin > kv_head; });
+  for (AttentionSlice& s : c.slices) s.kv_heads = {};
+  return {c, p};
+}
+
+// One KV head or one query head at a time gives what all give together, as when Ulysses deals out
+// heads and replicates those of KV.
 TEST_P(AttentionInvariantTest, HeadsMayBeComputedApart) {
   const DType dtype = GetParam().dtype;
-  constexpr std::int64_t kGroup = kQueryHeads / kKvHeads;
+  constexpr std::int64_t kGroup = kQueryHeads / kKvHeads, kWidth = kQueryHeads * kHeadDim;
   TestCase c = case_at(packed());
   c.invariant = true;
+  set_bias(c);
   const AttentionProblem p = make_problem(c, dtype);
   AttentionEngine e = engine(1);
-  const EngineResult both = run_engine(e, c, p, dtype);
-  for (std::int64_t kv_head = 0; kv_head < kKvHeads; ++kv_head) {
-    const std::int64_t q_begin = kv_head * kGroup * kHeadDim, q_end = q_begin + kGroup * kHeadDim;
-    const std::int64_t k_begin = kv_head * kHeadDim, k_end = k_begin + kHeadDim;
-    TestCase part = c;
-    part.num_q_heads = kGroup;
-    part.num_kv_heads = 1;
-    std::erase_if(part.slices, [&](const auto& s) { return s.kv_heads.begin > kv_head; });
-    for (AttentionSlice& s : part.slices) s.kv_heads = {};
-    AttentionProblem q = p;
-    q.q = columns(p.q, kQueryHeads * kHeadDim, q_begin, q_end);
-    q.dout = columns(p.dout, kQueryHeads * kHeadDim, q_begin, q_end);
-    q.k = columns(p.k, kRow, k_begin, k_end);
-    q.v = columns(p.v, kRow, k_begin, k_end);
-    const EngineResult r = run_engine(e, part, q, dtype);
-    EXPECT_EQ(r.out.doubles(), columns(both.out.doubles(), kQueryHeads * kHeadDim, q_begin, q_end));
-    EXPECT_EQ(r.dq.doubles(), columns(both.dq.doubles(), kQueryHeads * kHeadDim, q_begin, q_end));
-    EXPECT_EQ(r.dk.doubles(), columns(both.dk.doubles(), kRow, k_begin, k_end));
-    EXPECT_EQ(r.dv.doubles(), columns(both.dv.doubles(), kRow, k_begin, k_end));
-  }
+  const EngineResult all = run_engine(e, c, p, dtype);
+  for (const std::int64_t count : {std::int64_t{1}, kGroup})
+    for (std::int64_t head = 0; head < kQueryHeads; head += count) {
+      SCOPED_TRACE(fmt::format("heads [{}, +{})", head, count));
+      const auto [part, problem] = heads_of(c, p, head, count);
+      const EngineResult r = run_engine(e, part, problem, dtype);
+      const std::int64_t begin = head * kHeadDim, end = begin + count * kHeadDim;
+      EXPECT_EQ(r.out.doubles(), columns(all.out.doubles(), kWidth, begin, end));
+      EXPECT_EQ(r.dq.doubles(), columns(all.dq.doubles(), kWidth, begin, end));
+      if (count < kGroup) continue;  // dk and dv sum over a group
+      const std::int64_t k_begin = head / kGroup * kHeadDim, k_end = k_begin + kHeadDim;
+      EXPECT_EQ(r.dk.doubles(), columns(all.dk.doubles(), kRow, k_begin, k_end));
+      EXPECT_EQ(r.dv.doubles(), columns(all.dv.doubles(), kRow, k_begin, k_end));
+    }
 }
 
 TEST_P(AttentionInvariantTest, ThreadsChangeNothingWithHeadRangesAndBias) {
