@@ -261,7 +261,7 @@ TEST(Engine, UsesExactlyTheMemoryOfTheDryPass) {
 // Documents, masks and layouts make batches of one run differ; each says beforehand what it needs.
 TEST(Engine, ABatchUsesExactlyTheMemoryThatItSaysItNeeds) {
   for (const char* strategy : {"ring", "allgather", "hybrid"})
-    for (const char* layout : {"zigzag", "striped"})
+    for (const char* layout : {"zigzag", "striped", "balanced"})
       for (const GradientCase& c : kGradientCases) {
         SCOPED_TRACE(fmt::format("{} {} {}", strategy, layout, c.name));
         config::RunConfig config = tiny_config();
@@ -293,6 +293,29 @@ TEST(Engine, ABatchUsesExactlyTheMemoryThatItSaysItNeeds) {
           }
         });
       }
+}
+
+// Shares follow the documents; the dry run, which knows none, has made room for them.
+TEST(Engine, UnevenSharesFitTheDryRun) {
+  config::RunConfig config = tiny_config();
+  config.mutable_train()->set_sequence_length(2048);
+  config.mutable_train()->set_batch_tokens(2048);
+  config.mutable_parallel()->set_context(4);
+  config.mutable_parallel()->set_layout("balanced");
+  for (const int rank : {0, 1, 2, 3}) {
+    const ArenaSizes sizes = dry_run(config, rank, 4).sizes;
+    const Sharding sharding = Sharding::from(config, {.ring_rank = rank, .ring_size = 4});
+    MemoryProbe probe(config, rank, 4, sizes);
+    for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+      SCOPED_TRACE(fmt::format("rank {} seed {}", rank, seed));
+      const std::int64_t longest = seed % 2 == 0 ? 60 : 700;
+      const MicroBatch micro = shard(testing::random_batch(seed, 1, 2048, 40, longest), sharding);
+      const PassMemory need = probe.train(micro);
+      EXPECT_LE(need.activations, sizes.activations) << micro.tokens.size() << " tokens";
+      EXPECT_LE(need.scratch, sizes.scratch);
+      EXPECT_LE(need.batch, sizes.batch);
+    }
+  }
 }
 
 // Same documents, same plans: nothing is made anew; other tokens are cut all the same.
