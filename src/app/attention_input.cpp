@@ -9,6 +9,7 @@
 #include "config/quantity.h"
 #include "config/validate.h"
 #include "data/loader.h"
+#include "train/micro_batch.h"
 
 namespace farspan::app {
 namespace {
@@ -270,6 +271,7 @@ AttentionQuestion read_question(const AttentionOptions& o) {
                  .where = o.sequence_length.empty() ? o.config : "--sequence-length",
                  .fix = "give a shorter sequence, or a smaller train.micro_batch"});
   set_documents(o, config, q);
+  if (config.parallel().invariant()) q.problem.block = kInvariantBlock;
   set_speeds(o, config, q);
   q.choose_layout = config.parallel().layout() == "auto";
   q.choose_attention = config.parallel().attention() == "auto";

@@ -97,6 +97,7 @@ nlohmann::ordered_json attention_json(const AttentionAnswer& a) {
   out["ranks"] = s.ranks;
   out["ring"] = s.ring;
   out["ulysses"] = s.ulysses;
+  out["invariant"] = s.invariant;
   out["sequence_length"] = s.num_tokens / s.sequences;
   out["sequences"] = s.sequences;
   out["documents"] = s.num_documents;
@@ -204,6 +205,7 @@ double mean_area(const AttentionSummary& s) {
 std::string strategy_text(const AttentionSummary& s) {
   std::string text = fmt::format("{} {} over {} rank{}", layout_name(s.layout), s.attention,
                                  s.ranks, s.ranks == 1 ? "" : "s");
+  if (s.invariant) text += ", invariant";
   if (s.attention == "hybrid") text += fmt::format(" (ulysses {} x ring {})", s.ulysses, s.ring);
   return text;
 }

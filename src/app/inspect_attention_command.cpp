@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cctype>
+#include <cstdio>
 #include <memory>
 #include <string>
 
@@ -40,6 +41,7 @@ void run(const Arguments& args) {
     fmt::print("{}\n", attention_json(result).dump(2));
   else
     fmt::print("{}", attention_text(result, {.unicode = shows_unicode()}));
+  std::fflush(stdout);
   if (!args.svg.empty()) fmt::print(stderr, "wrote {}\n", args.svg);
 }
 

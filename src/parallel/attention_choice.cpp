@@ -107,7 +107,13 @@ class Predictor {
       got += h < theirs.size() ? static_cast<double>(theirs[h]) : 0;
     }
     Pass out;
-    out.hop(compute(rank, 0, backward), link(std::max(sent, got)));
+    const double transfer = link(std::max(sent, got));
+    if (s_.invariant) {  // its blocks wait for all keys
+      out.hop(0, transfer);
+      out.seconds += compute(rank, 0, backward);
+    } else {
+      out.hop(compute(rank, 0, backward), transfer);
+    }
     double rest = 0;
     for (std::size_t h = 1; h < mine.area.size(); ++h) rest += compute(rank, h, backward);
     out.seconds += rest;
@@ -167,7 +173,7 @@ std::vector<Strategy> strategies_of(const ParallelRequest& request) {
 // All-gather keeps every key that a rank's queries see: that may be the whole sequence.
 bool keeps_too_much(const AttentionSummary& s) {
   constexpr double kShares = 4;
-  if (s.attention != "allgather") return false;
+  if (s.attention != "allgather" || s.invariant) return false;
   const double row = 2.0 * static_cast<double>(s.heads.num_kv_heads * s.heads.head_dim) *
                      static_cast<double>(size_of(s.heads.compute));
   const double allowed = kShares * static_cast<double>(s.num_tokens) / s.ranks * row;
@@ -287,6 +293,7 @@ bool is_legal(const AttentionCase& c) {
   if (c.ranks < 1 || c.ulysses < 1) return false;
   const HeadShape& h = c.heads;
   if (h.num_heads < 1 || h.num_kv_heads < 1 || h.num_heads % h.num_kv_heads != 0) return false;
+  if (c.block > 0 && c.attention != "allgather") return false;
   if (c.attention == "ring" || c.attention == "allgather") return c.ulysses == 1;
   if (c.attention == "ulysses" && c.ulysses != c.ranks) return false;
   if (c.attention != "ulysses" && c.attention != "hybrid") return false;

@@ -57,7 +57,7 @@ RankCost cost_of(const AttentionCase& c, const AttentionPlan& plan, const Contex
     cost.gradient_bytes.push_back(gradient_rows * values *
                                   static_cast<std::int64_t>(sizeof(float)));
   }
-  cost.total = attention_bytes(c.attention, plan, place, c.heads, /*invariant=*/false);
+  cost.total = attention_bytes(c.attention, plan, place, c.heads, c.block > 0);
   return cost;
 }
 
@@ -83,7 +83,9 @@ PatternTotals cost_of_pattern(const AttentionCase& c, const AttentionPattern& pa
                                     .pattern = pattern,
                                     .local_kv_heads = share.kv_heads,
                                     .num_kv_heads = c.heads.num_kv_heads,
-                                    .gather = gather});
+                                    .gather = gather,
+                                    .block = c.block,
+                                    .sequence_length = c.num_tokens() / c.sequences});
     for (int place = 0; place < ring; ++place) {
       const AttentionPlan plan = planner.plan(place);
       for (int u = variants > 1 ? v : 0; u < (variants > 1 ? v + 1 : c.ulysses); ++u)
@@ -92,7 +94,8 @@ PatternTotals cost_of_pattern(const AttentionCase& c, const AttentionPattern& pa
       const double ranks = variants > 1 ? 1 : c.ulysses;
       for (std::size_t h = 0; h < plan.hops.size(); ++h)
         out.slices[h] += static_cast<double>(plan.hops[h].slices.size()) * ranks;
-      out.unique_rows += plan.gather.rows;
+      for (std::size_t from = 0; from < plan.gather.num_received.size(); ++from)
+        if (static_cast<int>(from) != place) out.unique_rows += plan.gather.num_received[from];
     }
   }
   return out;
@@ -188,14 +191,19 @@ SequenceLayout attention_layout(const AttentionCase& c) {
   std::int64_t stride = 1;
   for (const AttentionPattern& p : c.patterns) stride = std::lcm(stride, p.row_stride());
   const int places = c.ranks / c.ulysses;
+  const std::int64_t length = c.num_tokens() / c.sequences;
+  const std::int64_t block = std::max<std::int64_t>(1, c.block);
   if (c.layout == LayoutKind::kBalanced) {
     const std::vector<RowArea> areas = areas_of(c);
-    return balanced_layout(
-               {.documents = c.documents, .ranks = places, .areas = areas, .weights = c.weights})
+    return balanced_layout({.documents = c.documents,
+                            .ranks = places,
+                            .areas = areas,
+                            .weights = c.weights,
+                            .block = block,
+                            .sequence_length = length})
         .fitted(stride);
   }
-  return SequenceLayout::make(c.layout, c.sequences, c.num_tokens() / c.sequences, places)
-      .fitted(stride);
+  return SequenceLayout::make(c.layout, c.sequences, length, places, block).fitted(stride);
 }
 
 double dense_flops_per_token(const config::Model& m) {
@@ -244,6 +252,7 @@ AttentionSummary summarize(const AttentionCase& c, const SummaryOptions& options
   s.ulysses = c.ulysses;
   s.heads = c.heads;
   s.dense_flops_per_token = c.dense_flops_per_token;
+  s.invariant = c.block > 0;
   s.num_documents = static_cast<std::int64_t>(c.documents.size());
   s.sequences = c.sequences;
   s.num_tokens = n;

@@ -67,6 +67,8 @@ struct AttentionCase {
   HeadShape heads{};
   // Forward FLOPs per token and layer of everything but attention: what uneven tokens cost.
   double dense_flops_per_token = 0;
+  // Invariant mode: tokens of a block, all-gather only (PlanRequest::block); 0: off.
+  std::int64_t block = 0;
 
   std::int64_t num_tokens() const;
 };
@@ -74,7 +76,8 @@ struct AttentionCase {
 // The layout that the case asks for, over the places of its ring, as training makes it.
 SequenceLayout attention_layout(const AttentionCase& problem);
 
-// A resolved configuration's model, ranks, layout and strategy (auto: zigzag, ring).
+// A resolved configuration's model, ranks, layout and strategy (auto: zigzag, ring). Of the
+// invariant mode the caller sets AttentionCase::block.
 AttentionCase attention_case(const config::RunConfig& config, std::vector<std::int64_t> documents,
                              std::int64_t sequences);
 
@@ -113,6 +116,7 @@ struct AttentionSummary {
   int ranks = 1, ring = 1, ulysses = 1;  // ranks = ring x ulysses
   HeadShape heads{};
   double dense_flops_per_token = 0;
+  bool invariant = false;
   std::int64_t num_documents = 0, sequences = 1, num_tokens = 0;
 
   std::vector<std::int64_t> tokens;              // [rank]

@@ -168,6 +168,28 @@ TEST(AttentionCost, AllGatherSendsWhatIsNeededOnce) {
   EXPECT_EQ(by_distance, s.bytes_forward);
 }
 
+TEST(AttentionCost, InvariantBlocks) {
+  AttentionCase c = one_document(1000, 4);
+  c.attention = "allgather";
+  c.block = 128;
+  for (const LayoutKind layout : {LayoutKind::kZigzag, LayoutKind::kContiguous,
+                                  LayoutKind::kStriped, LayoutKind::kBalanced}) {
+    c.layout = layout;
+    const AttentionSummary s = summarize(c);
+    EXPECT_TRUE(s.invariant);
+    EXPECT_NEAR(sum(s.area), 1000 * 1001 / 2.0, 1e-6) << layout_name(layout);
+    // Whole blocks, but for the last one of 104 tokens.
+    for (const std::int64_t tokens : s.tokens)
+      EXPECT_TRUE(tokens % 128 == 0 || tokens % 128 == 104) << tokens;
+    EXPECT_EQ(s.bytes_forward, s.bytes_unique) << layout_name(layout);
+    EXPECT_LE(s.bytes_unique, s.bytes_ring_total);
+    const PredictedTime t = predict(s, {.flops_per_second = 1e9, .bytes_per_second = 1e9});
+    EXPECT_GT(t.exposed_forward, 0);
+  }
+  c.attention = "ring";
+  EXPECT_FALSE(is_legal(c));
+}
+
 TEST(AttentionCost, PatternsCountByTheirLayers) {
   AttentionCase c = one_document(100, 2);
   c.patterns = {{}, {.window = 10}};
