@@ -29,6 +29,7 @@ class RunArea {
  public:
   RunArea(const BalanceRequest& request, MeanArea& area)
       : documents_(request.documents), area_(&area) {}
+  void skip_document() { ++document_; }  // between documents
   // Of [at, at + tokens), where `at` is the end of the run asked for before.
   double next(std::int64_t tokens) {
     double sum = 0;
@@ -75,6 +76,15 @@ class ProblemMaker {
     for (std::size_t l = 0; l < reaches.size(); ++l) add_reach(reaches[l], area_.weights()[l]);
     std::int64_t at = 0, begin = 0;
     for (const std::int64_t length : request_.documents) {
+      if (request_.block <= 1 && length <= short_) {  // the common case, without looking ahead
+        const double area = area_.of_document(length) / area_per_place_;
+        if (area <= kBundleArea) {
+          add_short({at, at + length}, area);
+          runs_.skip_document();
+          begin = at += length;
+          continue;
+        }
+      }
       at += length;
       const std::int64_t cut = nearest_cut(request_, at);
       if (cut > begin) add_span({begin, cut});
@@ -97,6 +107,7 @@ class ProblemMaker {
     problem_.tokens_per_place =
         static_cast<double>(std::max<std::int64_t>(problem_.tokens, 1)) / request_.ranks;
     area_per_place_ = std::max(area, 1.0) / request_.ranks;
+    short_ = static_cast<std::int64_t>(kBundle * problem_.tokens_per_place);
   }
 
   void add_reach(const RowArea& area, double weight) {
@@ -118,6 +129,12 @@ class ProblemMaker {
     const double area = ahead.next(tokens) / area_per_place_;
     if (area > kBundleArea) return add_document(span);
     runs_ = ahead;
+    add_short(span, area);
+  }
+
+  void add_short(Span span, double area) {
+    const std::int64_t tokens = span.end - span.begin;
+    const double share = static_cast<double>(tokens) / problem_.tokens_per_place;
     if (bundle_.tokens > 0 &&
         (bundle_.share + share > kBundle || bundle_.area + area > kBundleArea))
       flush();
@@ -178,6 +195,7 @@ class ProblemMaker {
   RunArea runs_;
   Problem problem_;
   double area_per_place_ = 1;
+  std::int64_t short_ = 0;  // tokens of documents that are bundled
   Item bundle_;
 };
 

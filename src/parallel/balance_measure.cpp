@@ -121,7 +121,7 @@ std::int64_t rows_of(DocumentTraffic& document, std::int64_t begin, std::int64_t
 // Sum over rows j of K(j) - 1 of one document and layer: see traffic_lower_bound().
 class Bound {
  public:
-  Bound(const BalanceRequest& request, const MeanArea& area)
+  Bound(const BalanceRequest& request, MeanArea& area)
       : area_(area),
         places_(request.ranks),
         all_causal_(std::all_of(request.areas.begin(), request.areas.end(), [](const RowArea& a) {
@@ -130,7 +130,7 @@ class Bound {
     double tokens = 0, total = 0;
     for (const std::int64_t length : request.documents) {
       tokens += static_cast<double>(length);
-      total += area.of_rows(0, length, length);
+      total += area.of_document(length);
     }
     token_cap_ = kTokenCap * tokens / request.ranks;
     area_cap_ = kAreaCap * total / request.ranks;
@@ -253,7 +253,7 @@ LayoutQuality measure(const SequenceLayout& layout, const BalanceRequest& reques
 }
 
 double traffic_lower_bound(const BalanceRequest& request) {
-  const MeanArea area(request);
+  MeanArea area(request);
   const Bound bound(request, area);
   double sum = 0;
   for (const std::int64_t length : request.documents)

@@ -5,6 +5,8 @@
 namespace farspan::balance {
 namespace {
 
+constexpr std::int64_t kMostWork = 4'000'000;  // pairs of pieces looked at: some 10 ms
+
 class Repair {
  public:
   Repair(const Problem& problem, double area_limit, double token_limit,
@@ -22,8 +24,7 @@ class Repair {
   }
 
   void run() {
-    const int most_moves = 8 * problem_.places;
-    for (int i = 0; i < most_moves; ++i) {
+    while (work_ < kMostWork) {
       int worst = 0;
       for (int p = 1; p < problem_.places; ++p)
         if (excess(load(p)) > excess(load(worst))) worst = p;
@@ -96,12 +97,15 @@ class Repair {
         excess(from) - excess({from.area - moved.area, from.tokens - moved.tokens});
     if (relief <= 1e-9) return;
     const double rows_before = traffic(problem_, of_item_[item]);
+    const auto pieces = static_cast<std::int64_t>(of_item_[item].size());
     for (int to = 0; to < problem_.places; ++to) {
       if (to == part.place) continue;
       const Load& l = load(to);
       const double drop =
           relief - excess({l.area + moved.area, l.tokens + moved.tokens}) + excess(l);
-      if (drop <= 1e-9) continue;
+      work_ += 4;
+      if (drop <= 1e-9 || work_ > kMostWork) continue;
+      work_ += 16 + pieces * pieces;
       std::vector<Piece> after = moved_to(item, index, part, to);
       const double rows = std::max(0.0, traffic(problem_, after) - rows_before);
       const double gain = drop / (rows + problem_.tokens_per_place);
@@ -135,6 +139,7 @@ class Repair {
 
   const Problem& problem_;
   double area_limit_, token_limit_;
+  std::int64_t work_ = 0;
   std::vector<std::vector<Piece>> of_item_;  // ascending
   std::vector<Load> load_;
 };

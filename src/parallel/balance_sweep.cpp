@@ -28,13 +28,22 @@ Sweeper::Sweeper(const Problem& problem) : problem_(problem) {
   }
   std::stable_sort(documents_.begin(), documents_.end(),
                    [&](int a, int b) { return item(a).tokens > item(b).tokens; });
-  // Light items as they come; by density in powers of two, lightest first; and densest first.
+  // Light items as they come; by density in powers of two and of eight, lightest first; and densest
+  // first. (Within a class as they come: neighbours at one place are one run.)
+  const auto by_class = [&](int powers) {
+    std::vector<int> order = light;
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+      const auto density_class = [&](int i) {
+        return std::ilogb(item(i).area / item(i).share) / powers;
+      };
+      return density_class(a) < density_class(b);
+    });
+    return order;
+  };
   light_[0] = light;
-  std::stable_sort(light.begin(), light.end(), [&](int a, int b) {
-    return std::ilogb(item(a).area / item(a).share) < std::ilogb(item(b).area / item(b).share);
-  });
-  light_[1] = light;
-  light_[2].assign(light.rbegin(), light.rend());
+  light_[1] = by_class(1);
+  light_[2].assign(light_[1].rbegin(), light_[1].rend());
+  light_[3] = by_class(3);
   const double whole_tokens =
       std::ceil(problem.tokens_per_place) / problem.tokens_per_place;  // S / P tokens may be 0.4
   token_limit_ =

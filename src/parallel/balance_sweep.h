@@ -36,7 +36,7 @@ struct Outcome {
 class Sweeper {
  public:
   explicit Sweeper(const Problem& problem);
-  static constexpr int kLightOrders = 3;
+  static constexpr int kLightOrders = 4;
   const std::vector<int>& documents() const { return documents_; }  // longest first
 
   // False, and no outcome, when more than `most_rows` would be forwarded.
