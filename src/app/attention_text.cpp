@@ -113,8 +113,9 @@ std::string bytes_lines(const AttentionSummary& s) {
        fmt::format("forward is {}: each rank gets once what it needs and does not hold",
                    ratio_text(s.bytes_forward, s.bytes_unique)));
   line("lower bound", bytes_text(s.bytes_bound),
-       fmt::format("forward is {}: of any layout with work as even",
-                   ratio_text(s.bytes_forward, s.bytes_bound)));
+       s.bytes_bound > 0 ? fmt::format("forward is {}: of any layout with work as even",
+                                       ratio_text(s.bytes_forward, s.bytes_bound))
+                         : "no row has to leave its rank for the work to be even");
   return out;
 }
 

@@ -199,6 +199,16 @@ TEST(AttentionCost, PatternsCountByTheirLayers) {
   EXPECT_NEAR(sum(s.area), 0.25 * full + 0.75 * windowed, 1e-9);
   ASSERT_EQ(s.patterns.size(), 2u);
   EXPECT_EQ(s.patterns[1].weight, 0.75);
+  AttentionCase one = c;
+  one.weights = {};
+  one.patterns = {c.patterns[0]};
+  const AttentionSummary first = summarize(one);
+  one.patterns = {c.patterns[1]};
+  const AttentionSummary second = summarize(one);
+  ASSERT_LT(second.bytes_unique, first.bytes_unique);
+  EXPECT_NEAR(s.bytes_unique, 0.25 * first.bytes_unique + 0.75 * second.bytes_unique, 1e-6);
+  EXPECT_NEAR(s.bytes_forward, 0.25 * first.bytes_forward + 0.75 * second.bytes_forward, 1e-6);
+  EXPECT_NEAR(s.bytes_backward, 0.25 * first.bytes_backward + 0.75 * second.bytes_backward, 1e-6);
 }
 
 TEST(AttentionCost, FewerTokensThanRanksAndOneRank) {
