@@ -278,6 +278,15 @@ struct ExactAddArgs {
   ExactSum sum;
 };
 
+// For each block of rows, [row_blocks[i], row_blocks[i + 1]): sum += a_block^T @ b_block, each term
+// of the sum a product in f32 whose bits depend on the block alone, never on threads.
+struct ExactMatmulArgs {
+  Tensor a;                                  // (T, M) compute
+  Tensor b;                                  // (T, N) compute
+  std::span<const std::int64_t> row_blocks;  // 0 first, T last
+  ExactSum sum;                              // of M x N numbers
+};
+
 // dst[i] = (or +=) sum[i], rounded to f64 and from there to dst's dtype; all NaN when invalid > 0.
 struct ExactReadArgs {
   ExactSum sum;

@@ -36,6 +36,7 @@ class Checked final : public Kernels {
   void attention_backward(const AttentionBackwardArgs&, Stream&) override;
   void copy_2d(const Copy2dArgs&, Stream&) override;
   void exact_add(const ExactAddArgs&, Stream&) override;
+  void exact_matmul(const ExactMatmulArgs&, Stream&) override;
   void exact_read(const ExactReadArgs&, Stream&) override;
 
  private:
@@ -79,6 +80,12 @@ void Checked::add(const AddArgs& args, Stream& stream) {
   inner_->add(args, stream);
 }
 
+void check_blocks(const Contract& rule, std::span<const std::int64_t> borders, std::int64_t rows) {
+  rule.require(!borders.empty() && borders.front() == 0 && borders.back() == rows &&
+                   std::is_sorted(borders.begin(), borders.end()),
+               "row_blocks do not ascend from 0 to the number of rows");
+}
+
 void Checked::matmul(const MatmulArgs& args, Stream& stream) {
   const Contract rule = contract("matmul");
   rule.dims(args.a, "a", 2);
@@ -96,11 +103,10 @@ void Checked::matmul(const MatmulArgs& args, Stream& stream) {
   rule.require(args.mode == GradMode::kOverwrite || args.out.dtype == DType::kF32,
                "accumulation needs an f32 out");
   rule.apart(args.out, "out", {{args.a, "a"}, {args.b, "b"}});
-  if (const auto& borders = args.row_blocks; !borders.empty()) {
-    rule.require(borders.front() == 0 && borders.back() == m &&
-                     std::is_sorted(borders.begin(), borders.end()),
-                 "row_blocks do not ascend from 0 to the rows of out");
-    rule.require(!args.trans_a || borders.size() <= 2, "a transposed a has one block of rows");
+  if (!args.row_blocks.empty()) {
+    check_blocks(rule, args.row_blocks, m);
+    rule.require(!args.trans_a || args.row_blocks.size() <= 2,
+                 "a transposed a has one block of rows");
   }
   inner_->matmul(args, stream);
 }
@@ -464,6 +470,22 @@ void Checked::exact_add(const ExactAddArgs& args, Stream& stream) {
   for (const Tensor& half : {args.sum.high, args.sum.low, args.sum.invalid})
     rule.apart(half, "the sum", {{args.src, "src"}, {args.ids, "ids"}});
   inner_->exact_add(args, stream);
+}
+
+void Checked::exact_matmul(const ExactMatmulArgs& args, Stream& stream) {
+  const Contract rule = contract("exact_matmul");
+  rule.dims(args.a, "a", 2);
+  rule.dims(args.b, "b", 2);
+  const DType dtype = rule.compute(args.a, "a");
+  rule.present(args.a, "a");
+  rule.shaped(args.b, "b", dtype, {args.a.shape[0], args.b.shape[1]});
+  check_sum(rule, args.sum);
+  check_blocks(rule, args.row_blocks, args.a.shape[0]);
+  rule.require(args.sum.high.numel() == args.a.shape[1] * args.b.shape[1],
+               "the sum is not of the product's size");
+  for (const Tensor& half : {args.sum.high, args.sum.low, args.sum.invalid})
+    rule.apart(half, "the sum", {{args.a, "a"}, {args.b, "b"}});
+  inner_->exact_matmul(args, stream);
 }
 
 void Checked::exact_read(const ExactReadArgs& args, Stream& stream) {

@@ -36,6 +36,7 @@ class Kernels {
   virtual void attention_backward(const AttentionBackwardArgs&, Stream&) = 0;
   virtual void copy_2d(const Copy2dArgs&, Stream&) = 0;
   virtual void exact_add(const ExactAddArgs&, Stream&) = 0;
+  virtual void exact_matmul(const ExactMatmulArgs&, Stream&) = 0;
   virtual void exact_read(const ExactReadArgs&, Stream&) = 0;
 };
 

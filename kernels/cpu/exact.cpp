@@ -1,4 +1,6 @@
 // Sums that do not depend on the order of their terms (ExactSum in kernels/args.h).
+#include "kernels/cpu/exact.h"
+
 #include <atomic>
 #include <bit>
 #include <cmath>
@@ -84,6 +86,13 @@ void check_ids(const Tensor& ids, std::int64_t num_rows) {
 }
 
 }  // namespace
+
+std::int64_t add_exact_terms(const float* x, std::int64_t* high, std::int64_t* low,
+                             std::int64_t n) {
+  return add_terms(x, high, low, n);
+}
+
+void CpuKernels::exact_matmul(const ExactMatmulArgs& args, Stream&) { impl_->matmul.run(args); }
 
 // With ids, work is cut into columns, and into ids where columns are too few: each element of the
 // sum belongs to one thread.

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <exception>
 #include <map>
@@ -14,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "kernels/cpu/exact.h"
 #include "kernels/cpu/parallel.h"
 
 namespace farspan::cpu {
@@ -25,6 +27,11 @@ using dnnl::memory;
 // block's alone, so that the bits do not depend on the number of threads.
 constexpr std::int64_t kPartRows = 128;
 constexpr std::int64_t kPartCols = 512;
+
+// Tiles of a product that is added to an exact sum: the tile and its part of the sum, 320 KiB, stay
+// in the second cache from block to block.
+constexpr std::int64_t kExactRows = 64;
+constexpr std::int64_t kExactCols = 256;
 
 // Beyond this many shapes (ragged batches without end) the kept primitives are dropped.
 constexpr std::size_t kMaxPlans = 4096;
@@ -106,6 +113,13 @@ struct Matmul::Impl {
   void run(const Product& p, const Operands& data);
   // Blocks of rows, with borders as MatmulArgs::row_blocks says.
   void run_blocks(const Product& p, const Operands& data, std::span<const std::int64_t> borders);
+  void run_exact(const ExactMatmulArgs& args);
+  // Columns [col, ...) of rows [row, ...) of the sum, by one of `workers`; returns invalid terms.
+  std::int64_t exact_tile(const ExactMatmulArgs& args, std::int64_t row, std::int64_t col);
+
+  // Calls body(worker, i) for i in [0, n), on all threads, with a worker of one thread each.
+  template <typename Body>
+  void on_workers(std::int64_t n, const Body& body);
 
   Plan& plan(const Product& p);
   void multiply(const Product& p, const void* a, const void* b, void* c);
@@ -121,7 +135,12 @@ struct Matmul::Impl {
   std::map<Product, Plan> plans;
   Workspace scratch;
   Workspace tiles;
-  std::vector<std::unique_ptr<Impl>> workers;  // of one thread each, for run_blocks
+  Workspace sum_tile;
+  std::vector<std::unique_ptr<Impl>> workers;
+  struct Rows {
+    std::int64_t begin, count;
+  };
+  std::vector<Rows> row_parts;
 };
 
 Plan& Matmul::Impl::plan(const Product& p) {
@@ -239,43 +258,86 @@ void Matmul::Impl::run(const Product& p, const Operands& data) {
 }
 
 // Each worker holds primitives that were made for one thread: how oneDNN cuts a product depends on
-// the number that it is given.
-void Matmul::Impl::run_blocks(const Product& p, const Operands& data,
-                              std::span<const std::int64_t> borders) {
+// the number that it is given. Errors leave the parallel loop by hand.
+template <typename Body>
+void Matmul::Impl::on_workers(std::int64_t n, const Body& body) {
   while (workers.size() < static_cast<std::size_t>(config.num_threads)) {
     MatmulConfig one = config;
     one.num_threads = 1;
     workers.push_back(std::make_unique<Impl>(one, rows));
   }
-  const std::int64_t col_parts = (p.n + kPartCols - 1) / kPartCols;
-  std::int64_t row_parts = 0;
-  for (std::size_t i = 0; i + 1 < borders.size(); ++i)
-    row_parts += (borders[i + 1] - borders[i] + kPartRows - 1) / kPartRows;
-  // Errors leave a parallel loop by hand, one for each thread.
-  const auto run_parts = [&](Impl& worker, std::int64_t begin, std::int64_t end) {
-    std::int64_t index = 0;  // of the part's row
-    for (std::size_t i = 0; i + 1 < borders.size(); ++i)
-      for (std::int64_t row = borders[i]; row < borders[i + 1]; row += kPartRows, ++index)
-        for (std::int64_t j = 0; j < col_parts; ++j) {
-          const std::int64_t part_index = index * col_parts + j;
-          if (part_index < begin || part_index >= end) continue;
-          Product part = p;
-          part.m = std::min(kPartRows, borders[i + 1] - row);
-          part.n = std::min(kPartCols, p.n - j * kPartCols);
-          worker.run(part, part_of(p, data, row, j * kPartCols));
-        }
-  };
   std::exception_ptr failure;
-  parallel_for(config.num_threads, row_parts * col_parts, 1,
-               [&](std::int64_t begin, std::int64_t end) {
-                 try {
-                   run_parts(*workers[static_cast<std::size_t>(omp_get_thread_num())], begin, end);
-                 } catch (...) {
+  parallel_for(config.num_threads, n, 1, [&](std::int64_t begin, std::int64_t end) {
+    try {
+      Impl& worker = *workers[static_cast<std::size_t>(omp_get_thread_num())];
+      for (std::int64_t i = begin; i < end; ++i) body(worker, i);
+    } catch (...) {
 #pragma omp critical(farspan_matmul_failure)
-                   failure = std::current_exception();
-                 }
-               });
+      failure = std::current_exception();
+    }
+  });
   if (failure) std::rethrow_exception(failure);
+}
+
+void Matmul::Impl::run_blocks(const Product& p, const Operands& data,
+                              std::span<const std::int64_t> borders) {
+  const std::int64_t col_parts = (p.n + kPartCols - 1) / kPartCols;
+  row_parts.clear();
+  for (std::size_t i = 0; i + 1 < borders.size(); ++i)
+    for (std::int64_t row = borders[i]; row < borders[i + 1]; row += kPartRows)
+      row_parts.push_back({row, std::min(kPartRows, borders[i + 1] - row)});
+  on_workers(static_cast<std::int64_t>(row_parts.size()) * col_parts,
+             [&](Impl& worker, std::int64_t i) {
+               const auto [row, count] = row_parts[static_cast<std::size_t>(i / col_parts)];
+               const std::int64_t col = i % col_parts * kPartCols;
+               Product part = p;
+               part.m = count;
+               part.n = std::min(kPartCols, p.n - col);
+               worker.run(part, part_of(p, data, row, col));
+             });
+}
+
+std::int64_t Matmul::Impl::exact_tile(const ExactMatmulArgs& args, std::int64_t row,
+                                      std::int64_t col) {
+  const std::int64_t m = args.a.shape[1], n = args.b.shape[1];
+  Product p{.m = std::min(kExactRows, m - row),
+            .n = std::min(kExactCols, n - col),
+            .k = 0,
+            .ld_a = m,
+            .ld_b = n,
+            .ld_c = std::min(kExactCols, n - col),
+            .trans_a = true,
+            .trans_b = false,
+            .accumulate = false,
+            .in = args.a.dtype,
+            .out = DType::kF32};
+  std::byte* tile = sum_tile.at_least(kExactRows * kExactCols * sizeof(float));
+  const auto* sums = reinterpret_cast<const float*>(tile);
+  const std::size_t element = size_of(args.a.dtype);
+  std::int64_t invalid = 0;
+  for (std::size_t i = 0; i + 1 < args.row_blocks.size(); ++i) {
+    const std::int64_t begin = args.row_blocks[i];
+    p.k = args.row_blocks[i + 1] - begin;
+    if (p.k == 0) continue;
+    run(p, {args.a.data + static_cast<std::size_t>(begin * m + row) * element,
+            args.b.data + static_cast<std::size_t>(begin * n + col) * element, tile});
+    for (std::int64_t r = 0; r < p.m; ++r) {
+      const std::int64_t to = (row + r) * n + col;
+      invalid += add_exact_terms(sums + r * p.n, args.sum.high.ptr<std::int64_t>() + to,
+                                 args.sum.low.ptr<std::int64_t>() + to, p.n);
+    }
+  }
+  return invalid;
+}
+
+void Matmul::Impl::run_exact(const ExactMatmulArgs& args) {
+  const std::int64_t row_tiles = (args.a.shape[1] + kExactRows - 1) / kExactRows;
+  const std::int64_t col_tiles = (args.b.shape[1] + kExactCols - 1) / kExactCols;
+  std::atomic<std::int64_t> invalid{0};
+  on_workers(row_tiles * col_tiles, [&](Impl& worker, std::int64_t i) {
+    invalid += worker.exact_tile(args, i / col_tiles * kExactRows, i % col_tiles * kExactCols);
+  });
+  *args.sum.invalid.ptr<std::int64_t>() += invalid;
 }
 
 Matmul::Matmul(MatmulConfig config, const RowOps& rows)
@@ -307,6 +369,8 @@ void Matmul::run(const MatmulArgs& args) {
   else
     impl_->run_blocks(product, data, args.row_blocks);
 }
+
+void Matmul::run(const ExactMatmulArgs& args) { impl_->run_exact(args); }
 
 bool onednn_has_native_bf16() {
   switch (dnnl::get_effective_cpu_isa()) {

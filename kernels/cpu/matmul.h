@@ -36,6 +36,7 @@ class Matmul {
   // Shapes and dtypes as args.h says (checked before). Any extent may be 0. Throws
   // Error(kExhausted) when workspace cannot be allocated.
   void run(const MatmulArgs& args);
+  void run(const ExactMatmulArgs& args);
 
  private:
   struct Impl;

@@ -36,6 +36,7 @@ constexpr std::array kStates{
     FARSPAN_STATE(attention_backward),
     FARSPAN_STATE(copy_2d),
     FARSPAN_STATE(exact_add),
+    FARSPAN_STATE(exact_matmul),
     FARSPAN_STATE(exact_read),
 };
 #undef FARSPAN_STATE

@@ -121,6 +121,10 @@ void DryKernels::exact_add(const ExactAddArgs& a, Stream&) {
   count(work_, {{a.src, a.ids}});
   work_.bytes += 4.0 * static_cast<double>(a.src.numel()) * sizeof(std::int64_t);
 }
+void DryKernels::exact_matmul(const ExactMatmulArgs& a, Stream&) {
+  work_.matmul_flops += 2.0 * static_cast<double>(a.a.numel()) * static_cast<double>(a.b.shape[1]);
+  count(work_, {{a.a, a.b}}, {{a.sum.high, a.sum.low}});
+}
 void DryKernels::exact_read(const ExactReadArgs& a, Stream&) {
   if (a.mode == GradMode::kAccumulate)
     count(work_, {{a.sum.high, a.sum.low}}, {{a.dst}});

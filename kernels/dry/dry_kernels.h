@@ -40,6 +40,7 @@ class DryKernels final : public Kernels {
   void attention_backward(const AttentionBackwardArgs&, Stream&) override;
   void copy_2d(const Copy2dArgs&, Stream&) override;
   void exact_add(const ExactAddArgs&, Stream&) override;
+  void exact_matmul(const ExactMatmulArgs&, Stream&) override;
   void exact_read(const ExactReadArgs&, Stream&) override;
 
  private:

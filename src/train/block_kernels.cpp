@@ -51,20 +51,12 @@ void BlockKernels::matmul(const MatmulArgs& args, Stream& stream) {
     return;
   }
   FARSPAN_CHECK(args.mode == GradMode::kAccumulate, "a sum over tokens that is no gradient");
-  const ExactSum sum = gradient_sum(args.out, "matmul");
-  auto scope = scratch_->scope();
-  const Tensor partial = scratch_->take(DType::kF32, args.out.shape, "invariant.partial");
-  const std::int64_t whole[] = {0, args.out.shape[0]};
-  for_each_block(args.a.shape[0], [&](std::int64_t begin, std::int64_t count) {
-    inner_.matmul({.a = args.a.rows(begin, count),
-                   .b = args.b.rows(begin, count),
-                   .out = partial,
-                   .trans_a = true,
-                   .trans_b = args.trans_b,
-                   .row_blocks = whole},
-                  stream);
-    inner_.exact_add({.src = partial, .ids = {}, .sum = sum}, stream);
-  });
+  FARSPAN_CHECK(!args.trans_b, "a gradient is dy^T x");
+  inner_.exact_matmul({.a = args.a,
+                       .b = args.b,
+                       .row_blocks = blocks_of(args.a.shape[0]),
+                       .sum = gradient_sum(args.out, "matmul")},
+                      stream);
 }
 
 void BlockKernels::rmsnorm_backward(const RmsNormBackwardArgs& args, Stream& stream) {

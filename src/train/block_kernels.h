@@ -69,6 +69,7 @@ class BlockKernels final : public Kernels {
   }
   void copy_2d(const Copy2dArgs& a, Stream& s) override { inner_.copy_2d(a, s); }
   void exact_add(const ExactAddArgs& a, Stream& s) override { inner_.exact_add(a, s); }
+  void exact_matmul(const ExactMatmulArgs& a, Stream& s) override { inner_.exact_matmul(a, s); }
   void exact_read(const ExactReadArgs& a, Stream& s) override { inner_.exact_read(a, s); }
 
  private:

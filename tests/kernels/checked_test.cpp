@@ -388,6 +388,21 @@ TEST_F(CheckedTest, ExactSums) {
               HasSubstr("high overlaps low"));
   EXPECT_THAT(add({.src = f32({12}), .sum = {sum.high, f64({12}), sum.invalid}}),
               HasSubstr("low is f64"));
+  const auto matmul = [&](const ExactMatmulArgs& args) {
+    return refusal([&](Kernels& k, Stream& s) { k.exact_matmul(args, s); });
+  };
+  const std::int64_t blocks[] = {0, 2, 5}, short_of[] = {0, 2};
+  const ExactMatmulArgs product{
+      .a = f32({5, 3}), .b = f32({5, 4}), .row_blocks = blocks, .sum = sum};
+  EXPECT_NO_THROW(kernels().exact_matmul(product, stream()));
+  ExactMatmulArgs bad = product;
+  bad.row_blocks = short_of;
+  EXPECT_THAT(matmul(bad), HasSubstr("row_blocks"));
+  bad = product;
+  bad.b = f32({5, 5});
+  EXPECT_THAT(matmul(bad), HasSubstr("product's size"));
+  bad.b = f32({4, 4});
+  EXPECT_THAT(matmul(bad), HasSubstr("b is"));
   EXPECT_THAT(read({.sum = sum, .dst = bf16({12})}), HasSubstr("dst is neither"));
   EXPECT_THAT(read({.sum = sum, .dst = f32({13})}), HasSubstr("differ in size"));
 }

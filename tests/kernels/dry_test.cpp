@@ -244,6 +244,14 @@ TEST_F(DryBackendTest, CountsCopiesAndExactSums) {
   EXPECT_EQ(bytes(), 320 * (4 + 32));
   k.exact_add({.src = take(DType::kBF16, {6, 8}), .ids = take(DType::kI32, {6}), .sum = sum}, s);
   EXPECT_EQ(bytes(), 48 * (2 + 32) + 6 * 4) << "the rows touched, not the whole sum";
+  const std::int64_t blocks[] = {0, 4, 6};
+  k.exact_matmul({.a = take(DType::kBF16, {6, 40}),
+                  .b = take(DType::kBF16, {6, 8}),
+                  .row_blocks = blocks,
+                  .sum = sum},
+                 s);
+  EXPECT_EQ(backend_->work().matmul_flops, 2.0 * 6 * 40 * 8);
+  EXPECT_EQ(bytes(), 2 * 6 * 48 + 320 * 32);
   const Tensor dst = take(DType::kF32, {320});
   k.exact_read({.sum = sum, .dst = dst}, s);
   EXPECT_EQ(bytes(), 320 * (16 + 4));

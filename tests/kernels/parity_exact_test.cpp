@@ -8,6 +8,7 @@
 
 #include "support/compare.h"
 #include "support/parity_row.h"
+#include "support/reference.h"
 
 namespace farspan::testing {
 namespace {
@@ -222,6 +223,62 @@ TEST_P(ExactParity, WhatCannotBeAddedIsCounted) {
   add(on().put(src, dtype(), {4, 2}), scattered, on().put({1, 1, 0, 1}, DType::kI32, {4}));
   EXPECT_EQ(integers(scattered.invalid), (std::vector<std::int64_t>{5}));
   EXPECT_TRUE(std::isnan(read(scattered, DType::kF32)[0]));
+}
+
+// Each block's product in f32, the sum of blocks exactly: integers, so that products are exact too.
+TEST_P(ExactParity, MatmulAddsBlocks) {
+  const std::vector<std::int64_t> cases[] = {{0, 128, 256, 300}, {0, 1, 1, 7}, {0}, {0, 130}};
+  for (const std::vector<std::int64_t>& blocks : cases)
+    for (const auto& [m, n] : {std::pair<std::int64_t, std::int64_t>{1, 1}, {70, 300}, {5, 64}}) {
+      const std::int64_t t = blocks.back();
+      const Values a = random_integers(t * m, 100, 8), b = random_integers(t * n, 100, 9);
+      const ExactSum sum = zero_sum(m * n);
+      const ExactMatmulArgs args{.a = on().put(a, dtype(), {t, m}),
+                                 .b = on().put(b, dtype(), {t, n}),
+                                 .row_blocks = blocks,
+                                 .sum = sum};
+      kernels().exact_matmul(args, stream());
+      kernels().exact_matmul(args, stream());
+      Values expected = reference::matmul(a, b, m, n, t, true, false);
+      for (double& x : expected) x *= 2;
+      expect_close(read(sum, DType::kF64), expected, kExact, "sum", {.shape = {m, n}});
+      EXPECT_EQ(integers(sum.invalid), (std::vector<std::int64_t>{0}));
+    }
+}
+
+// The terms are the blocks' products as matmul makes them, whatever the blocks before and after.
+TEST_P(ExactParity, MatmulTermsAreTheBlocksAlone) {
+  const std::int64_t m = 70, n = 300, t = 300;
+  const std::vector<std::int64_t> blocks{0, 128, 256, t};
+  const Tensor a = on().put(values(t * m, 10), dtype(), {t, m});
+  const Tensor b = on().put(values(t * n, 11), dtype(), {t, n});
+  const ExactSum together = zero_sum(m * n), apart = zero_sum(m * n);
+  kernels().exact_matmul({.a = a, .b = b, .row_blocks = blocks, .sum = together}, stream());
+  for (const std::size_t i : {2u, 0u, 1u}) {
+    const std::int64_t begin = blocks[i], count = blocks[i + 1] - begin;
+    const std::int64_t one[] = {0, count};
+    kernels().exact_matmul(
+        {.a = a.rows(begin, count), .b = b.rows(begin, count), .row_blocks = one, .sum = apart},
+        stream());
+  }
+  EXPECT_EQ(integers(together.high), integers(apart.high));
+  EXPECT_EQ(integers(together.low), integers(apart.low));
+  expect_close(read(together, DType::kF64),
+               reference::matmul(values(t * m, 10), values(t * n, 11), m, n, t, true, false),
+               sum_tolerance(DType::kF32, t), "sum", {.shape = {m, n}});
+}
+
+TEST_P(ExactParity, MatmulCountsWhatCannotBeAdded) {
+  Values a(256, 1.0), b(256, 1.0);
+  a[3] = std::nan("");
+  const std::int64_t blocks[] = {0, 64, 128};
+  const ExactSum sum = zero_sum(4);
+  kernels().exact_matmul({.a = on().put(a, dtype(), {128, 2}),
+                          .b = on().put(b, dtype(), {128, 2}),
+                          .row_blocks = blocks,
+                          .sum = sum},
+                         stream());
+  EXPECT_EQ(integers(sum.invalid), (std::vector<std::int64_t>{2}));
 }
 
 TEST_P(ExactParity, ReadMayAccumulate) {

@@ -87,6 +87,22 @@ TEST_P(AnyThreads, ExactSumsOfRows) {
     });
 }
 
+TEST_P(AnyThreads, ExactMatmul) {
+  expect_same_bits([&](Backend& b, DeviceValues& on) {
+    const std::int64_t t = 300, m = 200, n = 700;
+    const std::int64_t blocks[] = {0, 128, 256, t};
+    const std::vector<double> zeros(static_cast<std::size_t>(m * n), 0);
+    const ExactSum sum{on.put(zeros, DType::kI64, {m, n}), on.put(zeros, DType::kI64, {m, n}),
+                       on.put({0}, DType::kI64, {1})};
+    b.kernels().exact_matmul(
+        {.a = put(on, 5, {t, m}), .b = put(on, 6, {t, n}), .row_blocks = blocks, .sum = sum},
+        b.stream());
+    auto all = on.bytes(sum.high);
+    append(all, on.bytes(sum.low));
+    return all;
+  });
+}
+
 TEST_P(AnyThreads, CrossEntropy) {
   expect_same_bits([&](Backend& b, DeviceValues& on) {
     const std::int64_t n = 700, v = 259;

@@ -148,6 +148,7 @@ class TimedKernels : public Kernels {
   void attention_backward(const AttentionBackwardArgs&, Stream&) override { FAIL(); }
   void copy_2d(const Copy2dArgs&, Stream&) override { FAIL(); }
   void exact_add(const ExactAddArgs&, Stream&) override { FAIL(); }
+  void exact_matmul(const ExactMatmulArgs&, Stream&) override { FAIL(); }
   void exact_read(const ExactReadArgs&, Stream&) override { FAIL(); }
 };
 

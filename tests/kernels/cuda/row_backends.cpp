@@ -22,6 +22,7 @@ class WrittenKernels final : public cuda::CudaKernels {
   void attention_forward(const AttentionForwardArgs&, Stream&) override { refuse(); }
   void attention_delta(const AttentionDeltaArgs&, Stream&) override { refuse(); }
   void attention_backward(const AttentionBackwardArgs&, Stream&) override { refuse(); }
+  void exact_matmul(const ExactMatmulArgs&, Stream&) override { refuse(); }
 
  private:
   [[noreturn]] static void refuse() {
