@@ -192,7 +192,7 @@ bool keeps_too_much(const AttentionSummary& s) {
 // Dealing out single tokens cuts every document into pieces for every rank: with many ranks and
 // many documents the plan itself, about as many slices as this, costs more than it could gain.
 bool too_fine(const AttentionCase& c) {
-  constexpr double kMostSlices = 8e6;
+  constexpr double kMostSlices = 2e6;
   if (c.layout != LayoutKind::kStriped) return false;
   const std::int64_t places = c.ranks / c.ulysses;
   double slices = 0;
