@@ -4,20 +4,11 @@
 #include <numeric>
 
 #include "parallel/attention.h"
+#include "parallel/attention_cost.h"
 #include "parallel/balance.h"
 
 namespace farspan {
 namespace {
-
-// Lengths of the documents, in order.
-std::vector<std::int64_t> lengths_of(std::span<const std::int32_t> segments) {
-  std::vector<std::int64_t> lengths;
-  for (std::size_t begin = 0, end = 0; begin < segments.size(); begin = end) {
-    while (end < segments.size() && segments[end] == segments[begin]) ++end;
-    lengths.push_back(static_cast<std::int64_t>(end - begin));
-  }
-  return lengths;
-}
 
 // Where the documents lie, whatever their numbers are.
 bool same_borders(std::span<const std::int32_t> a, std::span<const std::int32_t> b) {
@@ -80,7 +71,7 @@ std::vector<double> layer_counts(const LayerPatterns& patterns) {
 }
 
 SequenceLayout layout_by_documents(const Batch& batch, const Sharding& sharding) {
-  const std::vector<std::int64_t> documents = lengths_of(batch.segments);
+  const std::vector<std::int64_t> documents = document_lengths(batch.segments);
   std::vector<RowArea> areas;
   for (const AttentionPattern& pattern : sharding.patterns.patterns)
     areas.emplace_back(pattern, sharding.num_kv_heads);
@@ -120,12 +111,12 @@ SequenceLayout make_layout(const Batch& batch, const Sharding& sharding) {
   std::int64_t stride = 1;
   for (const AttentionPattern& pattern : sharding.patterns.patterns)
     stride = std::lcm(stride, pattern.row_stride());
-  return stride == 1 ? layout : layout.refined(stride);
+  return layout.fitted(stride);
 }
 
 double visible_pairs(std::span<const std::int32_t> segments, const LayerPatterns& patterns,
                      std::int64_t num_kv_heads) {
-  std::vector<std::int64_t> lengths = lengths_of(segments);
+  std::vector<std::int64_t> lengths = document_lengths(segments);
   std::sort(lengths.begin(), lengths.end());
   const std::vector<double> layers = layer_counts(patterns);
   double sum = 0;

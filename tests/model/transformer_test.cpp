@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 
+#include "parallel/attention_cost.h"
 #include "support/engine_runs.h"
 #include "support/tiny_config.h"
 
@@ -316,6 +317,28 @@ TEST(Engine, UnevenSharesFitTheDryRun) {
       EXPECT_LE(need.batch, sizes.batch);
     }
   }
+}
+
+// What the cost model weighs is what training does.
+TEST(Sharder, CutsAsTheCostModelAssumes) {
+  for (const char* layout : {"contiguous", "zigzag", "striped", "balanced"})
+    for (const GradientCase& c : kGradientCases) {
+      SCOPED_TRACE(fmt::format("{} {}", layout, c.name));
+      config::RunConfig config = tiny_config();
+      c.change(*config.mutable_model());
+      config.mutable_parallel()->set_layout(layout);
+      config.mutable_parallel()->set_attention("hybrid");
+      config.mutable_parallel()->set_ulysses(2);
+      config.mutable_parallel()->set_context(6);
+      const Batch batch = testing::random_batch(3, 2, 48, 40, 20);
+      const SequenceLayout cut = make_layout(
+          batch, Sharding::from(config, {.ring_size = 3, .ulysses_rank = 1, .ulysses_size = 2}));
+      const SequenceLayout assumed = attention_layout(
+          attention_case(config, document_lengths(batch.segments), batch.sequences));
+      ASSERT_EQ(cut.num_ranks(), assumed.num_ranks());
+      for (int place = 0; place < cut.num_ranks(); ++place)
+        EXPECT_EQ(cut.ranges(place), assumed.ranges(place));
+    }
 }
 
 // Same documents, same plans: nothing is made anew; other tokens are cut all the same.

@@ -123,6 +123,18 @@ TEST_P(Invariant, WithoutItBitsDiffer) {
   EXPECT_NE(differences(one, run(c, {.micro_batch = 2})), "");
 }
 
+// 16 bytes more for each gradient, which the dry run sees.
+TEST(InvariantMode, IsInTheDryRun) {
+  config::RunConfig c = invariant_config("fp32");
+  const DryRunReport exact = dry_run(c, 0, 1);
+  c.mutable_parallel()->set_invariant(false);
+  const DryRunReport plain = dry_run(c, 0, 1);
+  EXPECT_GE(exact.sizes.gradients, plain.sizes.gradients * 5);
+  EXPECT_LE(exact.sizes.gradients, plain.sizes.gradients * 5 + 4096);
+  EXPECT_EQ(exact.sizes.weights, plain.sizes.weights);
+  EXPECT_EQ(exact.step_work.matmul_flops, plain.step_work.matmul_flops);
+}
+
 // The same mathematics: close to the mode that is not invariant.
 TEST(InvariantMode, ComputesWhatTheOtherModesCompute) {
   config::RunConfig c = invariant_config("fp32");

@@ -55,21 +55,28 @@ struct Report {
   }
 
   std::string markdown(double seconds) const {
+    const std::string backend =
+        farspan::make_backend({.kind = farspan::DeviceKind::kCpu})->description();
     return fmt::format(
-        "# One answer under any sharding\n\n"
-        "Largest deviations from one rank of one optimizer step of the engine in fp32, on thread "
-        "ranks: {{P = 1, 2, 3, 4,\n8}} x {{layout}} x {{strategy}} x {{packed documents or one}} x "
-        "{{mask}} x {{accumulation 1, 2}} x {{data ranks 1, 2}}; masks beyond\nfull, window, "
-        "sinks+window and alibi with accumulation 1 and one data rank. A hybrid runs with every "
-        "size of its\nall-to-all groups between 1 and P. Relative: loss, gradient norm; L2 over "
-        "each "
-        "parameter's gradient. Limits: 1e-6, 1e-5,\n1e-4.\n\n"
-        "Model: 2 layers, hidden 32, 24 query heads on 4 key/value heads of dimension 8; 4 "
-        "sequences "
-        "of 89 tokens, documents of\n1 to 40 tokens where packed; window 13, 3 sinks.\n\n"
-        "    build/cpu/sharding_matrix --out docs/benchmarks/sharding_matrix.md\n\n"
-        "{} cells in {:.0f} s.\n\n{}\n{}\n{}",
-        all.cells, seconds, table("strategy, layout", by_kind), table("mask", by_mask),
+        R"(# One answer under any sharding
+
+Largest deviations from one rank of one optimizer step of the engine in fp32, on thread ranks: {{P = 1, 2, 3, 4, 8}} x {{layout}} x
+{{strategy}} x {{packed documents or one}} x {{mask}} x {{accumulation 1, 2}} x {{data ranks 1, 2}}; masks beyond full, window,
+sinks+window and alibi with accumulation 1 and one data rank. A hybrid runs with every size of its all-to-all groups between 1
+and P. Relative deviation of the loss and of the gradient norm, relative L2 over each parameter's gradient; the limits are 1e-6,
+1e-5 and 1e-4.
+
+Model: 2 layers, hidden 32, 24 query heads on 4 key/value heads of dimension 8; 4 sequences of 89 tokens, documents of 1 to 40
+tokens where packed; window 13, 3 sinks (the others: `matrix_model()` in `tests/train/sharding_matrix.h`).
+
+    build/cpu/sharding_matrix --out docs/benchmarks/sharding_matrix.md     (or ctest -L matrix)
+
+{} cells in {:.0f} s; {}.
+
+{}
+{}
+{})",
+        all.cells, seconds, backend, table("strategy, layout", by_kind), table("mask", by_mask),
         table("P", by_ranks));
   }
 };
