@@ -20,10 +20,10 @@ using balance::Piece;
 using balance::Problem;
 using balance::Sweeper;
 
-// Passes are counted, not timed: one costs about 40 ns per item and 1.6 us per place. As long as no
-// pass has kept the caps, more are made.
-constexpr double kWork = 240'000, kWorkForCaps = 1'000'000;
-constexpr int kFewestPasses = 24, kMostPasses = 320;
+// Passes are counted, not timed: one costs about 40 ns per item and 1.6 us per place. More are made
+// as long as no pass has reached the aims (balance.h).
+constexpr double kWork = 240'000, kWorkForAims = 600'000;
+constexpr int kFewestPasses = 24, kMostPasses = 400;
 constexpr double kTileLoss = 32;  // rows of work lost per run: half a tile of attention kernels
 constexpr double kRunCost = 0.1 * kTileLoss;  // in traffic, as shares of all rows
 constexpr double kAreaTarget = kAreaCap - 0.001, kTokenTarget = kTokenCap - 0.001;
@@ -99,6 +99,7 @@ class Search {
         sweeper_(problem),
         ring_(static_cast<double>(problem.tokens) * (problem.places - 1)) {
     good_enough_ = 1.1 * bound / ring_ + 0.002;
+    aim_ = 1.5 * bound / ring_ + 0.04;
   }
 
   std::vector<Piece> run() {
@@ -106,8 +107,10 @@ class Search {
     if (done()) return std::move(best_.pieces);
     const double work = static_cast<double>(problem_.items.size()) + 40.0 * problem_.places;
     const auto passes = [&] {
-      return std::clamp(static_cast<int>((fits(best_) ? kWork : kWorkForCaps) / work),
-                        kFewestPasses, kMostPasses);
+      return std::clamp(
+          static_cast<int>((fits(best_) && best_.rows <= aim_ * ring_ ? kWork : kWorkForAims) /
+                           work),
+          kFewestPasses, kMostPasses);
     };
     int tried = 0;
     for (const Choice& choice : first_choices()) {
@@ -198,7 +201,7 @@ class Search {
 
   void vary(Choice& c) {
     const std::size_t n = c.documents.size();
-    const std::size_t kind = random_.below(all_alike() ? 5 : 9);
+    const std::size_t kind = random_.below(all_alike() ? 6 : 10);
     switch (kind) {
       case 0:
         c.pace = random_.pick({0.0, 0.01, 0.02, 0.03, 0.035});
@@ -213,9 +216,12 @@ class Search {
         c.lag = random_.pick({0.03, 0.08, 0.15, 0.25});
         break;
       case 4:
-        c.light_order = static_cast<int>(random_.below(Sweeper::kLightOrders));
+        c.light_order = static_cast<int>(random_.below(balance::Grain::kLightOrders));
         break;
-      case 5: {  // one document elsewhere in the order
+      case 5:
+        c.grain = static_cast<int>(random_.below(Sweeper::kGrains));
+        break;
+      case 6: {  // one document elsewhere in the order
         const std::size_t from = random_.below(n), to = random_.below(n);
         const int moved = c.documents[from];
         c.documents.erase(c.documents.begin() + static_cast<std::ptrdiff_t>(from));
@@ -229,7 +235,7 @@ class Search {
 
   const Problem& problem_;
   Sweeper sweeper_;
-  double ring_ = 1, good_enough_ = 0;
+  double ring_ = 1, good_enough_ = 0, aim_ = 0;
   Random random_;
   Outcome best_;
   double best_score_ = 1e300;

@@ -11,8 +11,6 @@ namespace {
 constexpr double kCellsPerPlace = 128;    // a cell is at most this part of a place's share
 constexpr double kBundle = 1.0 / 48;      // tokens up to which short documents are bundled
 constexpr double kBundleArea = 1.0 / 24;  // and their area
-constexpr double kSmallTokens = 0.12;     // a document below both is taken whole where it fits
-constexpr double kSmallArea = 0.2;
 constexpr std::size_t kRemembered = 2048;
 
 double triangle(std::int64_t rows) {
@@ -182,12 +180,7 @@ class ProblemMaker {
       problem_.largest_cell_tokens = std::max(problem_.largest_cell_tokens, tokens);
       problem_.largest_cell_area = std::max(problem_.largest_cell_area, area);
     }
-    item.small = item.cells == 1 || (item.share < kSmallTokens && item.area < kSmallArea);
-    if (item.small) {
-      item.light = item.area < item.share ? item.cells : 0;
-    } else {
-      while (item.light < item.cells && problem_.density(item, item.light + 1) < 1) ++item.light;
-    }
+    while (item.light < item.cells && problem_.density(item, item.light + 1) < 1) ++item.light;
   }
 
   const BalanceRequest& request_;

@@ -34,7 +34,6 @@ struct Item {
   int first_area = 0;  // of its cells + 1 entries in Problem::area_before
   double share = 0;    // of tokens
   double area = 0;
-  bool small = false;  // a fraction of a place: taken whole where it fits
 };
 
 // Cells [lo, hi) of an item at a place.

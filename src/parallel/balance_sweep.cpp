@@ -18,32 +18,9 @@ constexpr double kNothing = 1e-9;
 }  // namespace
 
 Sweeper::Sweeper(const Problem& problem) : problem_(problem) {
-  std::vector<int> light;
-  for (int i = 0; i < static_cast<int>(problem.items.size()); ++i) {
-    const Item& it = item(i);
-    if (it.light == it.cells)
-      light.push_back(i);
-    else
-      (it.small ? dense_small_ : documents_).push_back(i);
-  }
-  std::stable_sort(documents_.begin(), documents_.end(),
-                   [&](int a, int b) { return item(a).tokens > item(b).tokens; });
-  // Light items as they come; by density in powers of two and of eight, lightest first; and densest
-  // first. (Within a class as they come: neighbours at one place are one run.)
-  const auto by_class = [&](int powers) {
-    std::vector<int> order = light;
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-      const auto density_class = [&](int i) {
-        return std::ilogb(item(i).area / item(i).share) / powers;
-      };
-      return density_class(a) < density_class(b);
-    });
-    return order;
-  };
-  light_[0] = light;
-  light_[1] = by_class(1);
-  light_[2].assign(light_[1].rbegin(), light_[1].rend());
-  light_[3] = by_class(3);
+  grains_.push_back(make_grain(problem, 0.12, 0.2));
+  grains_.push_back(make_grain(problem, 0.4, 0.45));
+  grains_.push_back(make_grain(problem, 0.95, 0.95));
   const double whole_tokens =
       std::ceil(problem.tokens_per_place) / problem.tokens_per_place;  // S / P tokens may be 0.4
   token_limit_ =
@@ -65,10 +42,14 @@ void Sweeper::fill_queue(Queue& queue, const std::vector<int>& items) const {
 
 void Sweeper::begin(const Choice& choice) {
   choice_ = &choice;
-  fill_queue(dense_queue_, dense_small_);
-  fill_queue(light_queue_, light_[choice.light_order]);
+  grain_ = &grains_[static_cast<std::size_t>(choice.grain)];
+  fill_queue(dense_queue_, grain_->dense);
+  fill_queue(light_queue_, grain_->lights[choice.light_order]);
+  order_.clear();
+  for (const int i : choice.documents)
+    if (!grain_->whole[static_cast<std::size_t>(i)]) order_.push_back(i);
   first_ = 0;
-  last_ = choice.documents.size();
+  last_ = order_.size();
   open_.clear();
   wraps_.clear();
   last_piece_.assign(problem_.items.size(), -1);
@@ -111,7 +92,7 @@ void Sweeper::begin_place(int sweep_index) {
 Sweeper::Source Sweeper::fresh_source(int index) const {
   const Item& it = item(index);
   return {.fresh = index,
-          .density = it.small ? it.area / it.share : problem_.density(it, it.cells)};
+          .density = whole(index) ? it.area / it.share : problem_.density(it, it.cells)};
 }
 
 // The densest open tail; else the next large document, small dense item, or tail of a wrap.
@@ -124,13 +105,13 @@ Sweeper::Source Sweeper::find_dense() {
     if (density > found.density) found = {.open = i, .density = density};
   }
   if (found.open >= 0) return found;
-  if (first_ < last_) return fresh_source(choice_->documents[first_]);
+  if (first_ < last_) return fresh_source(order_[first_]);
   if (!dense_queue_.empty()) return fresh_source(dense_queue_.items[dense_queue_.at]);
   for (auto w = wraps_.rbegin(); w != wraps_.rend(); ++w) {
     if (w->opened) continue;
     w->opened = true;
     const Item& it = item(w->item);
-    open_.push_back({w->item, w->cell, it.cells, std::max(w->cell, it.light)});
+    open_.push_back({w->item, w->cell, it.cells, std::max(w->cell, light(w->item))});
     return {.open = static_cast<int>(open_.size()) - 1, .density = problem_.density(it, it.cells)};
   }
   return {};
@@ -200,7 +181,7 @@ void Sweeper::open_fresh(Source& source, bool dense) {
   else
     ++dense_queue_.at;
   const Item& it = item(source.fresh);
-  open_.push_back({source.fresh, 0, it.cells, it.light});
+  open_.push_back({source.fresh, 0, it.cells, light(source.fresh)});
   source.open = static_cast<int>(open_.size()) - 1;
 }
 
@@ -223,13 +204,14 @@ bool Sweeper::place_whole(const Source& dense) {
 // The head of the document that comes last, or of the one at hand when there is no other.
 bool Sweeper::take_head_ahead(const Source& dense) {
   if (choice_->head <= 0 || wraps_.size() >= kMostWraps) return false;
-  const auto head_cells = [&](const Item& it) {
-    return std::clamp(static_cast<int>(it.light * choice_->head), 1, std::max(it.cells - 1, 1));
+  const auto head_cells = [&](int index) {
+    return std::clamp(static_cast<int>(light(index) * choice_->head), 1,
+                      std::max(item(index).cells - 1, 1));
   };
   if (first_ < last_) {
-    const int index = choice_->documents[last_ - 1];
-    if (item(index).light == 0) return false;
-    const int cells = head_cells(item(index));
+    const int index = order_[last_ - 1];
+    if (light(index) == 0) return false;
+    const int cells = head_cells(index);
     --last_;
     wraps_.push_back({index, cells, false});
     open_.push_back({index, 0, cells, cells});
@@ -240,7 +222,7 @@ bool Sweeper::take_head_ahead(const Source& dense) {
   const bool wrapped =
       std::any_of(wraps_.begin(), wraps_.end(), [&](const Wrap& w) { return w.item == o.item; });
   if (wrapped || o.lo != 0 || o.light < 2) return false;
-  const int index = o.item, cells = std::min(head_cells(item(index)), o.hi - 1);
+  const int index = o.item, cells = std::min(head_cells(index), o.hi - 1);
   o.lo = cells;
   outcome_.rows -= item_rows_[static_cast<std::size_t>(index)];  // count_wrapped() does them all
   wraps_.push_back({index, cells, true});
@@ -264,7 +246,7 @@ bool Sweeper::place_small(Queue& queue) {
       queue.area[z + 1] = queue.area[z] + item(queue.items[z]).area;
     }
     const int index = queue.items[queue.at++];
-    open_.push_back({index, 0, item(index).cells, item(index).light});
+    open_.push_back({index, 0, item(index).cells, light(index)});
     take(static_cast<int>(open_.size()) - 1, item(index).cells);
     return true;
   }
@@ -284,10 +266,11 @@ bool Sweeper::step(const Source& dense, const Source& light) {
     const double missing = area_room - (enough ? mix * token_room : light_area_);
     const double x = std::min(
         token_room, missing / (enough ? std::max(dense.density - mix, 1e-6) : dense.density));
-    const Item& it =
-        item(dense.fresh >= 0 ? dense.fresh : open_[static_cast<std::size_t>(dense.open)].item);
-    const bool whole = dense.fresh >= 0 && it.small;
-    use_dense = x >= 0.5 * (whole ? it.share : problem_.tokens_to(it, 1)) &&
+    const int index =
+        dense.fresh >= 0 ? dense.fresh : open_[static_cast<std::size_t>(dense.open)].item;
+    const Item& it = item(index);
+    const bool at_once = dense.fresh >= 0 && whole(index);
+    use_dense = x >= 0.5 * (at_once ? it.share : problem_.tokens_to(it, 1)) &&
                 (dense.fresh < 0 || it.cells == 1 || missing > choice_->patience);
     wanted = (use_dense ? x : token_room - std::max(x, 0.0)) / 2;
   }
@@ -355,7 +338,7 @@ void Sweeper::take_what_is_left() {
   const auto take_fresh = [&](int index, int lo) {
     open_.push_back({index, lo, item(index).cells, 0});
   };
-  while (first_ < last_) take_fresh(choice_->documents[first_++], 0);
+  while (first_ < last_) take_fresh(order_[first_++], 0);
   while (!dense_queue_.empty()) take_fresh(dense_queue_.items[dense_queue_.at++], 0);
   while (!light_queue_.empty()) take_fresh(light_queue_.items[light_queue_.at++], 0);
   for (Wrap& w : wraps_) {

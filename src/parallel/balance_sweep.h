@@ -13,14 +13,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "parallel/balance_grain.h"
 #include "parallel/balance_items.h"
 
 namespace farspan::balance {
 
 // What a pass may choose. Many are tried; the best is kept.
 struct Choice {
-  std::vector<int> documents;  // large ones with a dense tail, in the order of the sweep
-  int light_order = 0;         // of Sweeper's orders of light items
+  std::vector<int> documents;  // those of the finest grain, in the order of the sweep
+  int grain = 0;               // of Sweeper's: which documents are cut at all
+  int light_order = 0;         // of Grain's orders of light items
   double pace = 0.03;          // targets beyond the mean: early places more, the last one less
   double patience = 0.03;      // area a place may lack before another document is opened for it
   double lag = 0.03;           // tokens it may lack before a head is taken ahead of its tail
@@ -36,8 +38,8 @@ struct Outcome {
 class Sweeper {
  public:
   explicit Sweeper(const Problem& problem);
-  static constexpr int kLightOrders = 4;
-  const std::vector<int>& documents() const { return documents_; }  // longest first
+  static constexpr int kGrains = 3;
+  const std::vector<int>& documents() const { return grains_[0].documents; }  // longest first
 
   // False, and no outcome, when more than `most_rows` would be forwarded.
   bool run(const Choice& choice, double most_rows);
@@ -68,6 +70,8 @@ class Sweeper {
   };
 
   const Item& item(int i) const { return problem_.items[static_cast<std::size_t>(i)]; }
+  int light(int i) const { return grain_->light[static_cast<std::size_t>(i)]; }
+  bool whole(int i) const { return grain_->whole[static_cast<std::size_t>(i)]; }
   void fill_queue(Queue& queue, const std::vector<int>& items) const;
   void begin(const Choice& choice);
   void begin_place(int sweep_index);
@@ -89,14 +93,14 @@ class Sweeper {
   void take(int open, int cells);
 
   const Problem& problem_;
-  std::vector<int> documents_;
-  std::vector<int> dense_small_;
-  std::vector<int> light_[kLightOrders];
+  std::vector<Grain> grains_;  // finest first
   double area_limit_ = 0, token_limit_ = 0;
 
   const Choice* choice_ = nullptr;
+  const Grain* grain_ = nullptr;
+  std::vector<int> order_;            // the documents that this grain cuts
   Queue dense_queue_, light_queue_;   // small dense items; light ones
-  std::size_t first_ = 0, last_ = 0;  // of choice_->documents, not yet opened: [first_, last_)
+  std::size_t first_ = 0, last_ = 0;  // of order_, not yet opened: [first_, last_)
   std::vector<Open> open_;
   std::vector<Wrap> wraps_;
   std::vector<int> last_piece_;    // of an item, -1: none
