@@ -70,6 +70,7 @@ TEST(InvariantAttention, AnyMask) {
     expect_invariant({.seed = 21, .length = 197, .longest = 150, .pattern = pattern});
   }
   expect_invariant({.seed = 22, .length = 197, .longest = 150, .alibi = true, .jumps = true});
+  expect_invariant({.seed = 26, .length = 197, .longest = 150, .xpos = true, .jumps = true});
 }
 
 TEST(InvariantAttention, GroupsOfHeads) {
