@@ -90,6 +90,18 @@ std::string stand_in(const AttentionOptions& o, std::vector<std::string>& assume
       hidden, std::max<std::int64_t>(1, hidden * 7 / 2), heads, kv_heads, head_dim);
 }
 
+// In a configuration 0 is the absence of a window; who types a window of no tokens means something
+// else, and no query could see anything.
+void refuse_empty_window(const AttentionOptions& o) {
+  const auto read = read_integer(o.window, config::LENGTH);
+  if (o.window.empty() || !read.ok || read.value != 0) return;
+  throw Error(ExitCode::kUsage,
+              {.what = "a window of 0 tokens shows a query nothing, not even itself",
+               .where = "--window 0",
+               .fix = "leave --window out (or set model.sliding_window=0) for full attention, or "
+                      "give 1 or more tokens"});
+}
+
 std::vector<std::string> overrides_of(const AttentionOptions& o) {
   std::vector<std::string> overrides = o.overrides;
   for (const OptionKey& k : kKeys)
@@ -113,6 +125,7 @@ void name_options(std::vector<Issue>& issues, const AttentionOptions& o) {
 }
 
 config::RunConfig resolved(const AttentionOptions& o, AttentionQuestion& q) {
+  refuse_empty_window(o);
   const std::vector<std::string> overrides = overrides_of(o);
   LoadResult read = o.config.empty() ? read_config(stand_in(o, q.assumed), "options", overrides)
                                      : read_config_file(o.config, overrides);

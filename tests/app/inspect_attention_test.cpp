@@ -325,6 +325,7 @@ TEST_F(InspectAttention, ErrorsNameTheOptionAndWhatCouldBe) {
       {base + "--ranks 8 --attention hybrid --ulysses 3", "use 1, 2, 4 or 8"},
       {base + "--ranks 6 --attention ulysses --heads 4", "do not divide num_attention_heads 4"},
       {base + "--ranks 8 --window -5", "--window"},
+      {base + "--ranks 8 --window 0", "--window 0"},
       {base + "--ranks 8 --sinks 4", "--sinks"},
       {base + "--ranks 8 --heads 5 --kv-heads 2", "--kv-heads"},
       {base + "--ranks 8 --dtype fp16", "did you mean bf16"},
