@@ -46,10 +46,9 @@ void run_dry(const TrainArguments& args) {
   LoadedConfig loaded = load_resolved(args.config, args.overrides,
                                       {.num_ranks = dry_ranks(args), .need_files = false});
   const config::Train& shape = loaded.config.train();
-  const std::string assumed = choose_sharding(
-      loaded.config, blank_batch(shape.micro_batch(), shape.sequence_length()));
-  if (!assumed.empty())
-    fmt::print("assumed, for sequences of one document each: {}\n", assumed);
+  const std::string assumed =
+      choose_sharding(loaded.config, blank_batch(shape.micro_batch(), shape.sequence_length()));
+  if (!assumed.empty()) fmt::print("assumed, for sequences of one document each: {}\n", assumed);
   const int num_ranks =
       static_cast<int>(loaded.config.parallel().data() * loaded.config.parallel().context());
   DryRunReport largest;

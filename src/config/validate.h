@@ -11,13 +11,14 @@ namespace farspan {
 struct ValidateOptions {
   int num_ranks = 1;  // 0: natural_ranks() (check_config and load_resolved only)
   bool need_files =
-      true;  // absent data or device is an error (train), not a note (config, dry run)
+      true;            // absent data or device is an error (train), not a note (config, dry run)
   bool trains = true;  // false: masks are looked at only, so those that training refuses may pass
 };
 
 // Fills what other keys and the number of ranks imply. After it no field that the trainer reads is
-// unset or auto, but for parallel.attention and parallel.layout; the origin of each filled key reads "implied: ...". What cannot be resolved is
-// left for validate() to report. The rules, in their order:
+// unset or auto, but for parallel.attention and parallel.layout; the origin of each filled key
+// reads "implied: ...". What cannot be resolved is left for validate() to report. The rules, in
+// their order:
 //
 //   output_dir                  runs/<name>
 //   model.num_key_value_heads   num_attention_heads
@@ -25,7 +26,8 @@ struct ValidateOptions {
 //   optimizer.betas             [0.9, 0.95]
 //   parallel.context auto       ranks / parallel.data; both auto: all ranks share each sequence
 //   parallel.data auto          ranks / parallel.context
-//   parallel.attention          with parallel.invariant: allgather, where it is auto or not given, or
+//   parallel.attention          with parallel.invariant: allgather, where it is auto or not given,
+//   or
 //                               given in the file and parallel.invariant on the command line
 //   parallel.attention auto     ring on one context rank; else it stays auto: the run chooses from
 //                               its first batch (train/auto_sharding.h)
