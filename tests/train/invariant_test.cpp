@@ -123,6 +123,16 @@ TEST_P(Invariant, WithoutItBitsDiffer) {
   EXPECT_NE(differences(one, run(c, {.micro_batch = 2})), "");
 }
 
+// So many words that the loss is taken in chunks: these follow the blocks too.
+TEST(InvariantMode, LargeVocabulary) {
+  config::RunConfig c = invariant_config("fp32");
+  c.mutable_model()->set_vocab_size(140000);
+  c.mutable_train()->set_sequence_length(200);
+  c.mutable_train()->set_batch_tokens(400);
+  c.mutable_train()->set_steps(1);
+  EXPECT_EQ(differences(run(c, {}), run(c, {.micro_batch = 2})), "");
+}
+
 // 16 bytes more for each gradient, which the dry run sees.
 TEST(InvariantMode, IsInTheDryRun) {
   config::RunConfig c = invariant_config("fp32");
