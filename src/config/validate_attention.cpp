@@ -184,6 +184,14 @@ void AttentionRules::check_position() {
         "model.position",
         fmt::format("{} is defined for keys before the query, and is_causal is false", position),
         "use position: rope or none, or set is_causal: true", {"model.is_causal"});
+  const config::RunConfig& config = rules_.config();
+  if (position == "xpos" && config.data().documents() == "joined" &&
+      config.positions().reset_per_document())
+    rules_.add("positions.reset_per_document",
+               "true puts the keys of a document joined before at later positions than the query, "
+               "where the decay of xpos grows without bound",
+               "set it to false (or leave it out), or use data.documents: masked",
+               {"data.documents", "model.position"});
 }
 
 void AttentionRules::check_direction() {

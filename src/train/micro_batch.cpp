@@ -70,6 +70,21 @@ std::vector<double> layer_counts(const LayerPatterns& patterns) {
   return counts;
 }
 
+// A decay over a negative distance grows without bound.
+void check_ascending(const Batch& batch) {
+  for (std::size_t t = 1; t < batch.positions.size(); ++t) {
+    if (batch.segments[t] != batch.segments[t - 1] || batch.positions[t] >= batch.positions[t - 1])
+      continue;
+    throw Error(ExitCode::kBadData,
+                {.what = fmt::format("positions go down inside a document, from {} to {}, and xpos "
+                                     "is defined for keys at or before the query's position",
+                                     batch.positions[t - 1], batch.positions[t]),
+                 .where = "position_ids of a token store of data.train or data.validation",
+                 .fix = "give documents positions that go up, start a segment where they begin "
+                        "again, keep data.documents: masked, or use model.position: rope"});
+  }
+}
+
 SequenceLayout layout_by_documents(const Batch& batch, const Sharding& sharding) {
   const std::vector<std::int64_t> documents = document_lengths(batch.segments);
   std::vector<RowArea> areas;
@@ -98,6 +113,7 @@ Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& pla
           .num_kv_heads = config.model().num_key_value_heads(),
           .gather = parallel.attention() == "allgather",
           .positions = position == "alibi" || position == "xpos",
+          .decays = position == "xpos",
           .block = parallel.invariant() ? kInvariantBlock : 0};
 }
 
@@ -139,6 +155,7 @@ bool Sharder::same_documents(const Batch& batch) const {
 }
 
 void Sharder::plan(const Batch& batch) {
+  if (sharding_.decays) check_ascending(batch);
   const ContextPlace& place = sharding_.place;
   const SequenceLayout layout = make_layout(batch, sharding_);
   ranges_ = rows_of(

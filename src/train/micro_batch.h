@@ -28,6 +28,7 @@ struct Sharding {
   std::int64_t num_heads = 1, num_kv_heads = 1;
   bool gather = false;     // all-gather attention
   bool positions = false;  // the model has an ALiBi or xPos bias
+  bool decays = false;     // xPos: positions may not go down inside a document
   std::int64_t block = 0;  // tokens of a block in invariant mode; 0: off
 
   // CHECKs that parallel.attention and parallel.layout are chosen (train/auto_sharding.h).
@@ -63,6 +64,7 @@ class Sharder {
  public:
   explicit Sharder(Sharding sharding) : sharding_(std::move(sharding)) {}
 
+  // Throws Error(kBadData) for positions that the model's bias is not defined for.
   MicroBatch operator()(const Batch& batch);
   // Whether the last batch was cut like the one before it.
   bool reused() const { return reused_; }

@@ -373,5 +373,30 @@ TEST(Sharder, ReusesThePlansOfEqualDocuments) {
   }
 }
 
+// Stored positions that begin again inside a document are bad data under xPos, not a bug.
+TEST(Sharder, RefusesPositionsThatXposCannotWeigh) {
+  config::RunConfig config = tiny_config();
+  const Batch good = blank_batch(2, 8);
+  Batch bad = good;
+  bad.positions[5] = 0;
+  for (const char* position : {"rope", "alibi", "xpos"}) {
+    config.mutable_model()->set_position(position);
+    const Sharding sharding = Sharding::from(config, {});
+    shard(good, sharding);
+    if (std::string_view(position) != "xpos") {
+      shard(bad, sharding);
+      continue;
+    }
+    try {
+      shard(bad, sharding);
+      FAIL() << "no error";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kBadData);
+      EXPECT_NE(std::string_view(error.what()).find("from 4 to 0"), std::string_view::npos)
+          << error.what();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace farspan
