@@ -133,7 +133,7 @@ class Search {
   bool done() const {
     return fits(best_) && best_.rows <= good_enough_ * ring_ &&
            kTileLoss * static_cast<double>(runs(best_)) <
-               0.01 * static_cast<double>(problem_.tokens);
+               0.004 * static_cast<double>(problem_.tokens);
   }
   static bool fits(const Outcome& o) { return o.area <= kAreaTarget && o.tokens <= kTokenTarget; }
   // Share of a full ring's traffic; being over a cap costs far more; a run a little.

@@ -10,14 +10,14 @@
 //
 // Keys and values travel the ring one way, o -> o + 1 -> ... (mod P), each row as far as the
 // farthest place that needs it: a document must lie along the ring with its head upstream of its
-// tail. Aim, for any lengths: area at most kAreaCap and tokens at most kTokenCap times the mean
-// (as far as whole tokens allow), rows forwarded at most 1.5 times the lower bound plus 4% of a
-// full ring's. Few places (P <= 16) with a few large documents can need more than that: their
-// places must share documents, which the lower bound, taken document by document, does not see.
+// tail. Aims: area at most kAreaCap and tokens at most kTokenCap times the mean (as far as whole
+// tokens and blocks allow), rows forwarded at most 1.5 times the lower bound plus 4% of a full
+// ring's. The caps hold for whatever lengths were tried (docs/benchmarks/balanced_layout.md); the
+// rows for all usual ones over 16 places and more. Few places with a few large documents can need
+// more: they must share documents, which the bound, taken document by document, does not see.
 //
 // A pure function of the request: every rank computes the same layout. No clock is read; work is
-// bounded by a fixed count of steps (docs/benchmarks/balanced_layout.md: 10 ms for 1M tokens over
-// 32 places).
+// bounded by a count of steps (about 6 ms for 1M tokens over 32 places, 20 at worst).
 #pragma once
 
 #include <cstdint>
@@ -68,9 +68,8 @@ LayoutQuality measure(const SequenceLayout& layout, const BalanceRequest& reques
 // the whole document (with a window: tokens ahead only are counted). Sparse patterns count 0:
 // which of the later rows need a row is not a range there.
 //
-// One document over 32 places: 64.0%, where the table in attention.md's design says 67%: that
-// figure adds half a hop per row for places cut in the middle of a row's users, which holds on
-// average for equal cuts but not for every layout. Reached: 74% to 75%.
+// One document over 32 places: 64.0% of the ring's; reached: 72.2%. (The design's table has 67%,
+// 74% at area 1.00: bounds that also use that all places share the same total. This one does not.)
 double traffic_lower_bound(const BalanceRequest& request);
 
 // S (P - 1): every row to every other place.
