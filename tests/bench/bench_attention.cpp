@@ -103,7 +103,7 @@ Options resolved(Options o, Part part) {
     set_default(o.ranks, 16);
     set_default(o.repeat, 3);
     set_default(o.documents, Words{"lognormal:3000:1.2", "lognormal:900:1.9", "pareto:1.1:500",
-                                   "uniform:40:400", "bimodal:0.05:131072:200:3000"});
+                                   "uniform:40:400", "bimodal:0.05:32768:200:3000"});
     if (o.tokens.size() > 1) refuse("ranks are emulated at one length", "give --tokens one number");
   } else {
     set_default(o.tokens, Numbers{512, 2048, 8192});

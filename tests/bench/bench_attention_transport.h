@@ -22,6 +22,7 @@ struct TransportControl {
   TransportMode mode = TransportMode::kOverlapped;
   double (*clock)() = nullptr;
   double inside = 0;  // seconds, by `clock`, that silent operations spent writing zeros
+  double waited = 0;  // seconds, by `clock`, spent in wait()
 };
 
 class BenchTransport final : public Communicator {
@@ -80,8 +81,14 @@ class BenchTransport final : public Communicator {
 
  private:
   Pending begun(Pending pending) {
-    if (control_->mode == TransportMode::kSerialized) pending.wait();
-    return pending;
+    TransportControl* control = control_;
+    Pending timed([control, inner = std::make_shared<Pending>(std::move(pending))] {
+      const double begin = control->clock();
+      inner->wait();
+      control->waited += control->clock() - begin;
+    });
+    if (control->mode == TransportMode::kSerialized) timed.wait();
+    return timed;
   }
   bool silent(const Tensor& received) {
     if (control_->mode != TransportMode::kSilent) return false;
