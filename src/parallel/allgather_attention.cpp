@@ -30,19 +30,38 @@ std::int64_t total(const std::vector<std::int64_t>& counts) {
   return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
 }
 
+// Two tensors (rows that this rank sends in all, H, D): its keys and values on their way out, or
+// their gradients on their way home.
+struct Outbox {
+  Tensor k, v;
+
+  static Outbox take(const Tensor& like, DType dtype, const StepContext& ctx,
+                     std::string_view name) {
+    const Shape shape = like.shape.with_rows(total(ctx.plan().gather.num_sent));
+    return {ctx.scratch.take(dtype, shape, name), ctx.scratch.take(dtype, shape, name)};
+  }
+  // The same memory for elements of another type, no larger than these.
+  Outbox as(DType dtype) const {
+    FARSPAN_CHECK(size_of(dtype) <= size_of(k.dtype), "{} in room of {}", name_of(dtype),
+                  k.to_string());
+    return {{k.data, dtype, k.shape, k.device}, {v.data, dtype, v.shape, v.device}};
+  }
+};
+
 // The other ranks' keys and values. K and V travel as two exchanges side by side: each then arrives
 // as one dense block that the kernels read where it is, which one message of both would not give
 // without a second copy of all that was gathered.
 class KvGather {
  public:
-  KvGather(const AttentionInputs& in, const StepContext& ctx) : ctx_(ctx) {
+  // Rows that do not lie in one piece are packed into `out`, which is free again after wait().
+  KvGather(const AttentionInputs& in, const Outbox& out, const StepContext& ctx) : ctx_(ctx) {
     const AttentionPlan::Gather& plan = ctx.plan().gather;
     FARSPAN_CHECK(static_cast<int>(plan.num_sent.size()) == ctx.mesh.ring().size(),
                   "a plan without what all-gather exchanges");
     k_ = ctx.scratch.take(in.k.dtype, in.k.shape.with_rows(plan.rows), "attention.k_gathered");
     v_ = ctx.scratch.take(in.v.dtype, in.v.shape.with_rows(plan.rows), "attention.v_gathered");
-    pending_k_ = start(in.k, k_);
-    pending_v_ = start(in.v, v_);
+    pending_k_ = start(in.k, out.k, k_);
+    pending_v_ = start(in.v, out.v, v_);
   }
 
   Tensor k() const { return k_; }
@@ -54,23 +73,25 @@ class KvGather {
   }
 
  private:
-  Pending start(Tensor local, Tensor gathered) {
+  Pending start(Tensor local, Tensor out, Tensor gathered) {
     const AttentionPlan::Gather& plan = ctx_.plan().gather;
     Communicator& ring = ctx_.mesh.ring();
     std::vector<Message> sends;
+    std::int64_t row = 0;
     for (int peer = 0; peer < ring.size(); ++peer) {
       const std::int64_t count = plan.num_sent[static_cast<std::size_t>(peer)];
       if (peer == ring.rank() || count == 0) continue;
-      sends.push_back({peer, sent_rows(local, plan.sent[static_cast<std::size_t>(peer)], count)});
+      sends.push_back({peer, sent_rows(local, plan.sent[static_cast<std::size_t>(peer)],
+                                       out.rows(row, count))});
+      row += count;
     }
     return ring.exchange(sends, messages(gathered, plan.num_received, ring.rank()), ctx_.stream());
   }
 
   // One run of rows is sent from where it lies.
-  Tensor sent_rows(Tensor local, const std::vector<IndexRange>& ranges, std::int64_t count) {
-    if (ranges.size() == 1 && ranges[0].stride == 1) return local.rows(ranges[0].begin, count);
-    const Tensor packed =
-        ctx_.scratch.take(local.dtype, local.shape.with_rows(count), "attention.kv_packed");
+  Tensor sent_rows(Tensor local, const std::vector<IndexRange>& ranges, Tensor packed) {
+    if (ranges.size() == 1 && ranges[0].stride == 1)
+      return local.rows(ranges[0].begin, ranges[0].size());
     pack_rows(ctx_, local, ranges, packed);
     return packed;
   }
@@ -83,15 +104,13 @@ class KvGather {
 // Sends the sums over others' rows home, and adds to this rank's what comes back.
 class GradientReturn {
  public:
-  GradientReturn(const AttentionGradients& grads, const StepContext& ctx)
-      : ctx_(ctx), grads_(grads) {
+  // What comes back comes into `home`, f32.
+  GradientReturn(const AttentionGradients& grads, const Outbox& home, const StepContext& ctx)
+      : ctx_(ctx), grads_(grads), home_(home) {
     const AttentionPlan::Gather& plan = ctx.plan().gather;
     const Shape partial = grads.dk.shape.with_rows(plan.rows);
     dk_ = ctx.scratch.take(DType::kF32, partial, "attention.dk_gathered");
     dv_ = ctx.scratch.take(DType::kF32, partial, "attention.dv_gathered");
-    const Shape home = grads.dk.shape.with_rows(total(plan.num_sent));
-    dk_home_ = ctx.scratch.take(DType::kF32, home, "attention.dk_home");
-    dv_home_ = ctx.scratch.take(DType::kF32, home, "attention.dv_home");
     for (const Tensor& sum : {dk_, dv_}) ctx.kernels().fill({.dst = sum, .value = 0}, ctx.stream());
   }
 
@@ -99,8 +118,8 @@ class GradientReturn {
   Tensor dv() const { return dv_; }
 
   void start() {
-    pending_k_ = start(dk_, dk_home_);
-    pending_v_ = start(dv_, dv_home_);
+    pending_k_ = start(dk_, home_.k);
+    pending_v_ = start(dv_, home_.v);
   }
 
   void finish() {
@@ -110,8 +129,8 @@ class GradientReturn {
     std::int64_t row = 0;
     for (std::size_t peer = 0; peer < plan.sent.size(); ++peer) {
       const std::int64_t count = plan.num_sent[peer];
-      add_rows(ctx_, dk_home_.rows(row, count), plan.sent[peer], grads_.dk);
-      add_rows(ctx_, dv_home_.rows(row, count), plan.sent[peer], grads_.dv);
+      add_rows(ctx_, home_.k.rows(row, count), plan.sent[peer], grads_.dk);
+      add_rows(ctx_, home_.v.rows(row, count), plan.sent[peer], grads_.dv);
       row += count;
     }
   }
@@ -126,7 +145,8 @@ class GradientReturn {
 
   const StepContext& ctx_;
   AttentionGradients grads_;
-  Tensor dk_, dv_, dk_home_, dv_home_;
+  Outbox home_;
+  Tensor dk_, dv_;
   Pending pending_k_, pending_v_;
 };
 
@@ -169,7 +189,7 @@ void AllgatherAttention::forward(const AttentionInputs& in, Tensor out, Tensor l
     ctx.kernels().attention_forward(args, ctx.stream());
     return;
   }
-  KvGather kv(in, ctx);
+  KvGather kv(in, Outbox::take(in.k, in.k.dtype, ctx, "attention.kv_packed"), ctx);
   ctx.kernels().attention_forward(args, ctx.stream());
   kv.wait();
   args.k = kv.k();
@@ -208,11 +228,13 @@ void AllgatherAttention::backward(const AttentionInputs& in, Tensor out, Tensor 
     compute(in.k, in.v, grads.dk, grads.dv, own);
     return;
   }
-  KvGather kv(in, ctx);
+  // Rows have left before the first gradient comes home: both in one place.
+  const Outbox outbox = Outbox::take(grads.dk, DType::kF32, ctx, "attention.dkv_home");
+  KvGather kv(in, outbox.as(in.k.dtype), ctx);
   // Keys and values come in half as many bytes as gradients go out, or less.
   const std::size_t cut = cut_work(own, 1.0 / 3, in.k.shape[1]);
   compute(in.k, in.v, grads.dk, grads.dv, own.first(cut));
-  GradientReturn gradients(grads, ctx);
+  GradientReturn gradients(grads, outbox, ctx);
   kv.wait();
   compute(kv.k(), kv.v(), gradients.dk(), gradients.dv(), ctx.plan().gather.slices);
   gradients.start();

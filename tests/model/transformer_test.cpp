@@ -319,6 +319,39 @@ TEST(Engine, UnevenSharesFitTheDryRun) {
   }
 }
 
+// Documents take rows and transfers away: one document per sequence, as the dry run has it, is the
+// most that batches need, however scattered what ranks ask of each other becomes.
+TEST(Engine, PackedDocumentsFitTheDryRun) {
+  for (const char* strategy : {"ring", "allgather", "hybrid"})
+    for (const char* layout : {"contiguous", "zigzag", "striped"})
+      for (const std::int64_t window : {0, 16, 100})
+        for (const int rank : {0, 1, 2, 3}) {
+          config::RunConfig config = tiny_config();
+          config.mutable_model()->set_sliding_window(window);
+          config.mutable_train()->set_sequence_length(512);
+          config.mutable_train()->set_batch_tokens(512);
+          config.mutable_train()->set_recompute("full+attention");
+          config.mutable_parallel()->set_context(4);
+          config.mutable_parallel()->set_attention(strategy);
+          config.mutable_parallel()->set_layout(layout);
+          if (std::string_view(strategy) == "hybrid") config.mutable_parallel()->set_ulysses(2);
+          const ArenaSizes sizes = dry_run(config, rank, 4).sizes;
+          const auto world = make_dry_communicator(rank, 4);
+          const Sharding sharding = Sharding::from(config, make_mesh(config, *world).place());
+          MemoryProbe probe(config, rank, 4, sizes);
+          for (const std::int64_t longest : {5, 60, 400}) {
+            SCOPED_TRACE(fmt::format("{} {} window {} rank {} documents up to {}", strategy, layout,
+                                     window, rank, longest));
+            const auto seed = static_cast<std::uint64_t>(longest);
+            const MicroBatch micro =
+                shard(testing::random_batch(seed, 1, 512, 40, longest), sharding);
+            const PassMemory need = probe.train(micro);
+            EXPECT_LE(need.activations, sizes.activations);
+            EXPECT_LE(need.scratch, sizes.scratch);
+          }
+        }
+}
+
 // What the cost model weighs is what training does.
 TEST(Sharder, CutsAsTheCostModelAssumes) {
   for (const char* layout : {"contiguous", "zigzag", "striped", "balanced"})
