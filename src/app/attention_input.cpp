@@ -42,7 +42,7 @@ constexpr OptionKey kKeys[] = {
 
 std::int64_t read_count(const char* option, const std::string& text, std::int64_t least,
                         std::int64_t most) {
-  const auto read = read_integer(text, config::LENGTH);
+  const auto read = read_integer(text, config::PLAIN);
   const auto refuse = [&](const std::string& what, const std::string& fix) {
     throw Error(ExitCode::kUsage,
                 {.what = what, .where = fmt::format("{} {}", option, text), .fix = fix});
@@ -94,12 +94,22 @@ std::string stand_in(const AttentionOptions& o, std::vector<std::string>& assume
 // else, and no query could see anything.
 void refuse_empty_window(const AttentionOptions& o) {
   const auto read = read_integer(o.window, config::LENGTH);
-  if (o.window.empty() || !read.ok || read.value != 0) return;
+  if (o.window.empty() || !read.ok || read.value > 0) return;
   throw Error(ExitCode::kUsage,
-              {.what = "a window of 0 tokens shows a query nothing, not even itself",
-               .where = "--window 0",
+              {.what = fmt::format("a window of {} tokens shows a query nothing, not even itself",
+                                   o.window),
+               .where = "--window " + o.window,
                .fix = "leave --window out (or set model.sliding_window=0) for full attention, or "
                       "give 1 or more tokens"});
+}
+
+// A line of a file that may be anything, for a message: its first characters, without bytes that a
+// terminal would obey.
+std::string printable(const std::string& line) {
+  std::string out = line.substr(0, 40);
+  for (char& c : out)
+    if (c < ' ' || c > '~') c = '?';
+  return out;
 }
 
 std::vector<std::string> overrides_of(const AttentionOptions& o) {
@@ -159,16 +169,16 @@ std::vector<std::int64_t> read_lines(const std::string& path) {
   std::vector<std::int64_t> lengths;
   std::int64_t number = 0;
   for (std::string line; std::getline(file, line);) {
-    ++number;
+    if (++number == 1 && line.rfind("\xEF\xBB\xBF", 0) == 0) line.erase(0, 3);  // a UTF-8 mark
     const std::size_t first = line.find_first_not_of(" \t\r");
     if (first == std::string::npos || line[first] == '#') continue;
     const std::string text = line.substr(first, line.find_last_not_of(" \t\r") - first + 1);
     const auto read = read_integer(text, config::LENGTH);
     if (!read.ok)
-      bad_line(path, number, fmt::format("'{}' {}", text.substr(0, 40), read.what),
+      bad_line(path, number, fmt::format("'{}' {}", printable(text), read.what),
                "one length in tokens a line; # begins a comment line");
     if (read.value < 1 || read.value > INT32_MAX)
-      bad_line(path, number, fmt::format("a document of {} tokens", text.substr(0, 40)),
+      bad_line(path, number, fmt::format("a document of {} tokens", printable(text)),
                "lengths are between 1 and 2147483647 tokens");
     lengths.push_back(static_cast<std::int64_t>(read.value));
   }
@@ -248,17 +258,20 @@ std::vector<std::int64_t> read_document_lengths(const std::string& path, std::in
     documents.push_back(std::min(left, listed[next % listed.size()]));
     left -= documents.back();
   }
+  const auto counted = [](std::size_t n) {
+    return fmt::format("{} document{}", n, n == 1 ? "" : "s");
+  };
   const std::int64_t sum = std::accumulate(listed.begin(), listed.end(), std::int64_t{0});
   if (sum < length)
     notes.push_back(
-        fmt::format("{}: {} documents of {} tokens in all, and the sequence has {}: the list was "
+        fmt::format("{}: {} of {} tokens in all, and the sequence has {}: the list was "
                     "repeated until it was full",
-                    path, listed.size(), sum, length));
+                    path, counted(listed.size()), sum, length));
   if (sum > length)
     notes.push_back(
-        fmt::format("{}: {} documents of {} tokens in all, and the sequence has {}: the first {} "
+        fmt::format("{}: {} of {} tokens in all, and the sequence has {}: the first {} "
                     "were taken, the last of them cut to {} tokens",
-                    path, listed.size(), sum, length, documents.size(), documents.back()));
+                    path, counted(listed.size()), sum, length, documents.size(), documents.back()));
   return documents;
 }
 

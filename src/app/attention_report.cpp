@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "parallel/balance.h"
+
 namespace farspan::app {
 namespace {
 
@@ -112,6 +114,7 @@ nlohmann::ordered_json attention_json(const AttentionAnswer& a) {
   out["tokens_max_over_mean"] = s.tokens_max_over_mean;
   out["area_max_over_mean"] = s.area_max_over_mean;
   out["bytes_total"] = whole(s.bytes_forward);
+  out["bytes_all_to_all"] = whole(bytes_all_to_all(s));
   out["bytes_backward"] = whole(s.bytes_backward);
   out["bytes_ring_total"] = whole(s.bytes_ring_total);
   out["bytes_unique"] = whole(s.bytes_unique);
@@ -183,12 +186,30 @@ std::string ratio_text(double part, double total) {
   return total <= 0 ? "-" : fmt::format("{:.3g} x", part / total);
 }
 
+double bytes_all_to_all(const AttentionSummary& s) {
+  if (s.ulysses == 1) return 0;
+  return std::accumulate(s.hops.begin(), s.hops.end(), s.bytes_forward,
+                         [](double left, const HopCost& hop) { return left - hop.bytes; });
+}
+
+std::string bound_text(const AttentionAnswer& a) {
+  const auto& patterns = a.problem.patterns;
+  const bool sparse = std::any_of(patterns.begin(), patterns.end(), [](const AttentionPattern& p) {
+    return p.sparse != SparseKind::kNone;
+  });
+  return sparse && a.summary.ranks > 1 ? "unknown" : bytes_text(a.summary.bytes_bound);
+}
+
+std::string bound_meaning() {
+  return fmt::format("the least of any ring with area within {} of the mean", kAreaCap);
+}
+
 std::string documents_text(const AttentionCase& c) {
   const auto [least, most] = std::minmax_element(c.documents.begin(), c.documents.end());
   const std::int64_t n = c.num_tokens();
   const std::string sequences =
       c.sequences == 1
-          ? fmt::format("a sequence of {} tokens", grouped_digits(n))
+          ? fmt::format("a sequence of {} token{}", grouped_digits(n), n == 1 ? "" : "s")
           : fmt::format("{} sequences of {} tokens", c.sequences, grouped_digits(n / c.sequences));
   const auto count = static_cast<std::int64_t>(c.documents.size());
   if (count == c.sequences)

@@ -43,6 +43,9 @@ std::string percent_text(double part, double whole);   // "12.0%"; whole 0: "-"
 std::string ratio_text(double part, double whole);     // "1.34 x"; whole 0: "-"
 std::string documents_text(const AttentionCase& c);    // "342 documents of 1 to 24,581 tokens ..."
 double mean_area(const AttentionSummary& s);           // per rank
+double bytes_all_to_all(const AttentionSummary& s);    // of the forward pass: outside the hops
+std::string bound_text(const AttentionAnswer& a);      // "1.7 GB"; "unknown" for sparse patterns
+std::string bound_meaning();                           // "the least of any ring with area ..."
 std::string strategy_text(const AttentionSummary& s);  // "zigzag ring over 32 ranks"
 std::string patterns_text(const AttentionSummary& s);  // "causal, window 4096 (3/4 of layers); ..."
 

@@ -169,11 +169,14 @@ void draw_matrix(Svg& svg, const AttentionAnswer& a, double top) {
   const int places = a.summary.ring;
   const ScoreMap map = score_map(a.problem, kMostCells);
   const double cell = kMatrixSide / map.size;
-  std::string title = "Who computes what: the score matrix";
+  const std::string title = "Who computes what: the score matrix";
+  std::string which;  // on a line of its own: what stands beside the matrix begins soon
   if (a.summary.sequences > 1)
-    title += fmt::format(" (first of {} sequences)", a.summary.sequences);
-  if (a.summary.patterns.size() > 1) title += ", " + a.summary.patterns.front().description;
-  svg.text(kLeft, top - 16, title, {.size = 16, .bold = true});
+    which = fmt::format("the first of {} sequences", a.summary.sequences);
+  if (a.summary.patterns.size() > 1)
+    which += (which.empty() ? "" : "; ") + a.summary.patterns.front().description;
+  svg.text(kLeft, top - (which.empty() ? 16 : 26), title, {.size = 16, .bold = true});
+  if (!which.empty()) svg.text(kLeft, top - 8, which, {.size = 12, .color = kFaint});
   svg.rect(kLeft, top, kMatrixSide, kMatrixSide, "#fafafa");
   svg.crisp(true);
   const auto color = [&](const ScoreMap::Cell& c) -> std::string {
@@ -243,7 +246,9 @@ void draw_notes(Svg& svg, const AttentionAnswer& a, double top) {
                    bytes_text(s.bytes_backward)));
   note(fmt::format("{} if every key visited every rank", bytes_text(s.bytes_ring_total)));
   note(fmt::format("{} if each rank got once what it needs", bytes_text(s.bytes_unique)));
-  note(fmt::format("{} at least, for any layout this even", bytes_text(s.bytes_bound)));
+  if (s.ulysses > 1)
+    note(fmt::format("{} of the forward bytes all-to-all", bytes_text(bytes_all_to_all(s))));
+  note(fmt::format("{}: {}", bound_text(a), bound_meaning()));
   if (!a.assumed.empty()) {
     y += 34;
     svg.text(left, y, "Assumed", {.size = 16, .bold = true});

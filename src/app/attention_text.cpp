@@ -99,12 +99,17 @@ std::string totals_table(const AttentionSummary& s) {
   return out;
 }
 
-std::string bytes_lines(const AttentionSummary& s) {
+std::string bytes_lines(const AttentionAnswer& a) {
+  const AttentionSummary& s = a.summary;
+  if (s.ranks == 1) return "bytes of a layer: none, one rank holds all rows\n";
   std::string out = "bytes of a layer, all ranks\n";
   const auto line = [&](const char* name, const std::string& value, const std::string& rest) {
     out += fmt::format("  {:<14}{:>10}  {}\n", name, value, rest);
   };
-  line("forward", bytes_text(s.bytes_forward), "");
+  line("forward", bytes_text(s.bytes_forward),
+       s.ulysses > 1 ? fmt::format("{} of it all-to-all: queries, keys, values and outputs",
+                                   bytes_text(bytes_all_to_all(s)))
+                     : "");
   line("backward", bytes_text(s.bytes_backward), "with the gradients of keys and values");
   line("full ring", bytes_text(s.bytes_ring_total),
        fmt::format("forward is {} of it: every key visits every rank",
@@ -112,10 +117,15 @@ std::string bytes_lines(const AttentionSummary& s) {
   line("unique", bytes_text(s.bytes_unique),
        fmt::format("forward is {}: each rank gets once what it needs and does not hold",
                    ratio_text(s.bytes_forward, s.bytes_unique)));
-  line("lower bound", bytes_text(s.bytes_bound),
-       s.bytes_bound > 0 ? fmt::format("forward is {}: of any layout with work as even",
-                                       ratio_text(s.bytes_forward, s.bytes_bound))
-                         : "no row has to leave its rank for the work to be even");
+  const std::string bound = bound_text(a);
+  if (s.bytes_bound > 0)
+    line("lower bound", bound,
+         fmt::format("forward is {}: {}", ratio_text(s.bytes_forward, s.bytes_bound),
+                     bound_meaning()));
+  else
+    line("lower bound", bound,
+         bound == "unknown" ? "which rows must travel is not counted for sparse patterns"
+                            : "no row has to leave its rank for the work to be even");
   return out;
 }
 
@@ -192,7 +202,7 @@ std::string attention_text(const AttentionAnswer& a, const TextOptions& options)
   section(choice_lines(a));
   section(area_map(a, options.unicode));
   section(totals_table(s));
-  section(bytes_lines(s));
+  section(bytes_lines(a));
   section(hops_table(a));
   section(time_lines(a));
   std::string assumed;

@@ -32,11 +32,22 @@ bool shows_unicode() {
   return locale.find("utf-8") != std::string::npos || locale.find("utf8") != std::string::npos;
 }
 
+void write_picture(const std::string& path, const AttentionAnswer& result) {
+  try {
+    replace_file(path, attention_svg(result));
+  } catch (const Error& e) {
+    if (e.code() != ExitCode::kUsage) throw;  // a full disk says so itself
+    throw Error(e.code(), {.what = "the picture cannot be written",
+                           .where = fmt::format("--svg {}: {}", path, e.text().where),
+                           .fix = "name a file in a folder that exists and that you can write"});
+  }
+}
+
 void run(const Arguments& args) {
   const AttentionQuestion question = read_question(args.options);
   for (const std::string& note : question.notes) fmt::print(stderr, "note: {}\n", note);
   const AttentionAnswer result = answer(question);
-  if (!args.svg.empty()) replace_file(args.svg, attention_svg(result));
+  if (!args.svg.empty()) write_picture(args.svg, result);
   if (args.json)
     fmt::print("{}\n", attention_json(result).dump(2));
   else

@@ -218,6 +218,52 @@ TEST_F(InspectAttention, PicturesAreWellFormed) {
   EXPECT_NE(malformed("<?xml?><a><b></a>"), "");
 }
 
+TEST_F(InspectAttention, TheBoundSaysWhatItBounds) {
+  // A ring that is far from even sends less than the bound of even ones.
+  AttentionOptions uneven = options("200", "5");
+  uneven.layout = "contiguous";
+  uneven.doc_lengths = write("lens", "2\n40\n158\n");
+  const AttentionAnswer a = answer(read_question(uneven));
+  EXPECT_GT(a.summary.area_max_over_mean, 2);
+  EXPECT_GT(a.summary.bytes_bound, a.summary.bytes_forward);
+  const std::string text = attention_text(a, {});
+  EXPECT_TRUE(has(text, "forward is 0.68 x: the least of any ring with area within 1.05")) << text;
+  const auto sparse = [&](const std::string& ranks) {
+    AttentionOptions o = options("", ranks);
+    o.heads = o.kv_heads = o.head_dim = "";
+    o.config = FARSPAN_SOURCE_DIR "/configs/sparse_small.yaml";
+    return attention_text(answer(read_question(o)), {});
+  };
+  EXPECT_TRUE(has(sparse("4"), "unknown  which rows must travel")) << sparse("4");
+  EXPECT_TRUE(has(sparse("1"), "none, one rank holds all rows")) << sparse("1");
+}
+
+TEST_F(InspectAttention, AllToAllIsTheRestOfTheBytes) {
+  AttentionOptions o = options("1000", "8");
+  o.attention = "hybrid";
+  o.ulysses = "2";
+  const AttentionAnswer a = answer(read_question(o));
+  const Json j = attention_json(a);
+  double by_hop = 0;
+  for (const Json& hop : j["hops"]) by_hop += hop["bytes"].get<double>();
+  EXPECT_GT(by_hop, 0);
+  // Per token Q, K, V and O of half of the heads, of which a group of two sends half: bf16.
+  EXPECT_EQ(j["bytes_all_to_all"], 1000 * (4 + 2 + 2 + 4) * 8 * 2 / 2);
+  EXPECT_EQ(by_hop + j["bytes_all_to_all"].get<double>(), j["bytes_total"].get<double>());
+  EXPECT_TRUE(has(attention_text(a, {}), "96 kB of it all-to-all")) << attention_text(a, {});
+  EXPECT_EQ(attention_json(answer(read_question(options("1000", "8"))))["bytes_all_to_all"], 0);
+}
+
+TEST_F(InspectAttention, WhatAMatrixShowsStandsBelowItsTitle) {
+  AttentionOptions o;
+  o.config = FARSPAN_SOURCE_DIR "/configs/quickstart.yaml";
+  o.overrides = {"data.train=[none.h5]", "train.micro_batch=8"};
+  o.ranks = "8";
+  const std::string svg = attention_svg(answer(read_question(o)));
+  EXPECT_TRUE(has(svg, ">Who computes what: the score matrix<"));
+  EXPECT_TRUE(has(svg, ">the first of 8 sequences<"));
+}
+
 TEST_F(InspectAttention, ScoreMapIsTheMask) {
   AttentionQuestion q = read_question(options("8", "2"));
   const ScoreMap map = score_map(q.problem, 100);
@@ -252,6 +298,11 @@ TEST_F(InspectAttention, DocumentLengthsFillTheSequence) {
   ASSERT_EQ(notes.size(), 2u);
   EXPECT_TRUE(has(notes[1], "repeated")) << notes[1];
   EXPECT_EQ(read_document_lengths(write("k", "1k\n"), 1024, notes), (Lengths{1024}));
+  EXPECT_EQ(read_document_lengths(write("mark",
+                                        "\xEF\xBB\xBF"
+                                        "7\n"),
+                                  7, notes),
+            (Lengths{7}));
   const Outcome said = inspect("attention --sequence-length 25 --ranks 2 --doc-lengths " + file);
   EXPECT_EQ(said.code, 0);
   EXPECT_EQ(std::count(said.err.begin(), said.err.end(), '\n'), 1) << said.err;
@@ -312,6 +363,7 @@ TEST_F(InspectAttention, ErrorsNameTheOptionAndWhatCouldBe) {
   const std::string bad = write("bad.txt", "10\n# fine\nten\n");
   const std::string negative = write("negative.txt", "10\n-5\n");
   const std::string zero = write("zero.txt", "0\n");
+  const std::string binary = write("binary", "\x1B[31m\xFF\n");
   const std::string empty = write("empty.txt", "# nothing\n");
   const std::string base = "attention --sequence-length 1k ";
   const std::vector<std::pair<std::string, std::string>> cases = {
@@ -320,6 +372,9 @@ TEST_F(InspectAttention, ErrorsNameTheOptionAndWhatCouldBe) {
       {base + "--ranks 0", "between 1 and 1024"},
       {base + "--ranks -3", "between 1 and 1024"},
       {base + "--ranks x", "'x' is not a whole number"},
+      {base + "--ranks 1k", "a plain"},
+      {base + "--ranks 8 --svg /nonexistent/x.svg", "--svg /nonexistent/x.svg"},
+      {base + "--ranks 8 --doc-lengths " + binary, "'?[31m?' is not a whole number"},
       {base + "--ranks 8 --layout zigzagg", "did you mean zigzag?"},
       {base + "--ranks 8 --attention rings", "did you mean ring?"},
       {base + "--ranks 8 --attention hybrid --ulysses 3", "use 1, 2, 4 or 8"},
