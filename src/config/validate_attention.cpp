@@ -192,6 +192,16 @@ void AttentionRules::check_position() {
                "where the decay of xpos grows without bound",
                "set it to false (or leave it out), or use data.documents: masked",
                {"data.documents", "model.position"});
+  if (position == "alibi" && config.data().documents() == "joined" &&
+      config.positions().reset_per_document())
+    rules_
+        .add(
+            "positions.reset_per_document",
+            "true puts the keys of a document joined before at later positions than the query, and "
+            "alibi then favours them the more the further they are",
+            "set it to false (or leave it out), or use data.documents: masked",
+            {"data.documents", "model.position"})
+        .note = true;
 }
 
 void AttentionRules::check_direction() {

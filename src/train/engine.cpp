@@ -77,6 +77,13 @@ bool Engine::reserve(const PassMemory& memory) {
   return grown;
 }
 
+std::size_t Engine::bytes_with(const PassMemory& memory) const {
+  return weights_.capacity() + gradients_.capacity() + optimizer_states_.capacity() +
+         std::max(activations_->capacity(), memory.activations) +
+         std::max(scratch_->capacity(), memory.scratch) +
+         std::max(batch_->capacity(), memory.batch);
+}
+
 PassMemory Engine::pass_memory() const {
   return {.activations = activations_->high_water(),
           .scratch = scratch_->high_water(),

@@ -74,6 +74,8 @@ class Engine {
   // documents. Between passes only; not collective. Returns whether something grew. Throws
   // Error(kExhausted).
   bool reserve(const PassMemory& memory);
+  // Bytes of all arenas once reserve(memory) has run.
+  std::size_t bytes_with(const PassMemory& memory) const;
   // The most that passes have taken so far.
   PassMemory pass_memory() const;
 

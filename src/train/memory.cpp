@@ -53,4 +53,16 @@ void check_memory(const DryRunReport& report, const config::RunConfig& config,
                  .fix = kAdvice});
 }
 
+void check_growth(std::size_t device_bytes, const config::RunConfig& config) {
+  const auto limit = static_cast<std::size_t>(config.device_memory());
+  if (limit == 0 || device_bytes <= limit) return;
+  throw Error(
+      ExitCode::kDoesNotFit,
+      {.what = fmt::format("the documents of a batch need {} on a rank and device_memory is "
+                           "{}",
+                           size_text(device_bytes), size_text(limit)),
+       .where = "device_memory",
+       .fix = kAdvice});
+}
+
 }  // namespace farspan

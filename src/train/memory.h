@@ -18,4 +18,8 @@ std::optional<std::size_t> available_host_memory();
 void check_memory(const DryRunReport& report, const config::RunConfig& config,
                   int ranks_on_machine);
 
+// Asked again when a batch needs more than the first look said: `device_bytes` in all arenas then.
+// Throws Error(kDoesNotFit) when they exceed device_memory.
+void check_growth(std::size_t device_bytes, const config::RunConfig& config);
+
 }  // namespace farspan

@@ -289,6 +289,7 @@ class Trainer {
 
   // Batches differ in what they need where the layout or the mask follows the documents.
   void reserve(const PassMemory& memory) {
+    check_growth(engine_->bytes_with(memory), config_);
     if (engine_->reserve(memory))
       log_.info(
           "step {}: a batch needs more memory than the first look said: {:.1f} MiB for passes",

@@ -9,6 +9,7 @@
 #include "parallel/attention_cost.h"
 #include "support/engine_runs.h"
 #include "support/tiny_config.h"
+#include "train/memory.h"
 
 namespace farspan {
 namespace {
@@ -428,6 +429,31 @@ TEST(Sharder, RefusesPositionsThatXposCannotWeigh) {
       EXPECT_NE(std::string_view(error.what()).find("from 4 to 0"), std::string_view::npos)
           << error.what();
     }
+  }
+}
+
+// Arenas that grow for a batch are held to the limit that the dry run was held to.
+TEST(Engine, GrowthStaysWithinDeviceMemory) {
+  config::RunConfig config = tiny_config();
+  const auto world = make_self_communicator();
+  const auto backend = make_backend({.kind = DeviceKind::kCpu});
+  const Mesh mesh(*world, 1, 1);
+  Trace trace;
+  const ArenaSizes sizes = dry_run(config, 0, 1).sizes;
+  const Engine engine(config, *backend, mesh, sizes, trace);
+  EXPECT_EQ(engine.bytes_with({}), sizes.total());
+  const std::size_t grown =
+      engine.bytes_with({.activations = 0, .scratch = sizes.scratch + 1000, .batch = 0});
+  EXPECT_EQ(grown, sizes.total() + 1000);
+
+  EXPECT_NO_THROW(check_growth(grown, config));  // no limit given
+  config.set_device_memory(static_cast<std::int64_t>(grown));
+  EXPECT_NO_THROW(check_growth(grown, config));
+  try {
+    check_growth(grown + 1, config);
+    FAIL() << "no error";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::kDoesNotFit);
   }
 }
 
