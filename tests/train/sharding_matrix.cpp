@@ -69,7 +69,7 @@ and P. Relative deviation of the loss and of the gradient norm, relative L2 over
 Model: 2 layers, hidden 32, 24 query heads on 4 key/value heads of dimension 8; 4 sequences of 89 tokens, documents of 1 to 40
 tokens where packed; window 13, 3 sinks (the others: `matrix_model()` in `tests/train/sharding_matrix.h`).
 
-    build/cpu/sharding_matrix --out docs/benchmarks/sharding_matrix.md     (or ctest -L matrix)
+    build/cpu/sharding_matrix --out docs/benchmarks/sharding_matrix.md     (or ctest --preset cpu-all -L matrix)
 
 {} cells in {:.0f} s; {}.
 
@@ -85,9 +85,20 @@ tokens where packed; window 13, 3 sinks (the others: `matrix_model()` in `tests/
 
 int main(int argc, char** argv) {
   std::string out, only;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    if (std::string_view(argv[i]) == "--out") out = argv[i + 1];
-    if (std::string_view(argv[i]) == "--only") only = argv[i + 1];
+  for (int i = 1; i < argc; i += 2) {
+    const std::string_view option = argv[i];
+    if (i + 1 < argc && option == "--out") {
+      out = argv[i + 1];
+    } else if (i + 1 < argc && option == "--only") {
+      only = argv[i + 1];
+    } else {
+      const bool asked = option == "--help" || option == "-h";
+      fmt::print(asked ? stdout : stderr,
+                 "sharding_matrix [--out FILE.md] [--only TEXT]: loss and gradients under every "
+                 "sharding against one rank\n--only runs the cells whose names contain TEXT, such "
+                 "as \"P 3\", \"balanced ring\" or \"alibi\"\n");
+      return asked ? 0 : 2;
+    }
   }
   const auto begin = std::chrono::steady_clock::now();
   farspan::testing::MatrixRunner runner;
