@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "bench_attention.h"
@@ -61,18 +62,21 @@ class StrategyRun {
     grads_ = {input(DType::kF32, q), input(DType::kF32, k), input(DType::kF32, k)};
   }
 
-  PassSeconds run(double (*clock)()) {
-    const StepContext ctx{backend_, memory_.saved, memory_.scratch, mesh_, {&plan_, 1}, trace_};
-    auto scope = memory_.saved.scope();
-    PassSeconds seconds;
-    double begin = clock();
-    const AttentionInputs spread = attention_->spread(in_, memory_.saved, ctx);
-    const Tensor lse = memory_.saved.take(DType::kF32, attention_->lse_shape(spread), "lse");
-    attention_->forward(spread, out_, lse, {}, ctx);
-    seconds.forward = clock() - begin;
-    begin = clock();
-    attention_->backward(spread, out_, lse, dout_, {}, grads_, ctx);
-    seconds.backward = clock() - begin;
+  // Seconds of one pass; forward first, then backward.
+  double forward(double (*clock)()) {
+    kept_.emplace(memory_.saved.scope());
+    const double begin = clock();
+    const StepContext ctx = context();
+    spread_ = attention_->spread(in_, memory_.saved, ctx);
+    lse_ = memory_.saved.take(DType::kF32, attention_->lse_shape(spread_), "lse");
+    attention_->forward(spread_, out_, lse_, {}, ctx);
+    return clock() - begin;
+  }
+  double backward(double (*clock)()) {
+    const double begin = clock();
+    attention_->backward(spread_, out_, lse_, dout_, {}, grads_, context());
+    const double seconds = clock() - begin;
+    kept_.reset();
     trace_.take();
     return seconds;
   }
@@ -86,14 +90,19 @@ class StrategyRun {
     return t;
   }
 
+  StepContext context() {
+    return {backend_, memory_.saved, memory_.scratch, mesh_, {&plan_, 1}, trace_};
+  }
+
   Backend& backend_;
   RankMemory& memory_;
   Arena::Scope scope_;
+  std::optional<Arena::Scope> kept_;
   Mesh mesh_;
   std::unique_ptr<Attention> attention_;
   const AttentionPlan& plan_;
-  AttentionInputs in_;
-  Tensor dout_, out_;
+  AttentionInputs in_, spread_;
+  Tensor dout_, out_, lse_;
   AttentionGradients grads_;
   Trace trace_;
 };
@@ -103,7 +112,9 @@ inline ArenaSizes dry_sizes(const Options& o, const AttentionPlan& plan, int ran
   const auto backend = make_backend({.kind = DeviceKind::kDry});
   const auto world = make_dry_communicator(rank, size);
   RankMemory memory(*backend, {}, o.compute());
-  StrategyRun(*backend, *world, memory, o, plan).run(thread_seconds);
+  StrategyRun run(*backend, *world, memory, o, plan);
+  run.forward(thread_seconds);
+  run.backward(thread_seconds);
   return {memory.inputs.high_water(), memory.saved.high_water(), memory.scratch.high_water()};
 }
 
