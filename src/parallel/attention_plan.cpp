@@ -55,8 +55,8 @@ class RowMap {
 }  // namespace
 
 struct AttentionPlanner::State {
-  explicit State(const PlanRequest& request)
-      : documents(request),
+  explicit State(const PlanRequest& request, int only_rank = -1)
+      : documents(request, only_rank),
         num_ranks(request.layout.num_ranks()),
         max_rows(request.layout.max_local_tokens()),
         gather(request.gather),
@@ -252,7 +252,10 @@ AttentionPlan AttentionPlanner::plan(int rank) const {
 }
 
 AttentionPlan plan_attention(const PlanRequest& request, int rank) {
-  return AttentionPlanner(request).plan(rank);
+  FARSPAN_CHECK(rank >= 0 && rank < request.layout.num_ranks(), "rank {} of {}", rank,
+                request.layout.num_ranks());
+  const AttentionPlanner::State state(request, rank);
+  return PlanBuilder(state, rank).build();
 }
 
 std::int64_t AttentionPlan::rows_sent() const {

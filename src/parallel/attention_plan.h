@@ -108,11 +108,12 @@ class AttentionPlanner {
   AttentionPlan plan(int rank) const;
 
  private:
+  friend AttentionPlan plan_attention(const PlanRequest& request, int rank);
   struct State;
   std::unique_ptr<const State> state_;
 };
 
-// AttentionPlanner(request).plan(rank).
+// AttentionPlanner(request).plan(rank), without looking at documents that lie whole on other ranks.
 AttentionPlan plan_attention(const PlanRequest& request, int rank);
 
 }  // namespace farspan

@@ -84,7 +84,7 @@ struct ShardedDocuments::Cut {
   int rank;
 };
 
-ShardedDocuments::ShardedDocuments(const PlanRequest& request)
+ShardedDocuments::ShardedDocuments(const PlanRequest& request, int only_rank)
     : stride_(request.layout.stride()),
       has_positions_(!request.positions.empty()),
       num_local_heads_(request.local_kv_heads.empty()
@@ -96,16 +96,19 @@ ShardedDocuments::ShardedDocuments(const PlanRequest& request)
                 "rows step by {} tokens, and the pattern needs a multiple of {}", stride_,
                 request.pattern.row_stride());
   find_documents(request.segments);
-  cut_runs(request);
+  cut_runs(request, only_rank);
   make_tiles(request);
 }
 
 void ShardedDocuments::find_documents(std::span<const std::int32_t> segments) {
   const std::size_t n = segments.size();
+  std::size_t borders = 0;
+  for (std::size_t i = 1; i < n; ++i) borders += segments[i] != segments[i - 1] ? 1 : 0;
+  documents_.reserve(borders + 1);
   for (std::size_t begin = 0; begin < n;) {
     const std::int32_t segment = segments[begin];
     std::size_t end = begin + 1;
-    // Eight at a time: this loop is the only one over tokens.
+    // Eight at a time: only this loop and the count above go over tokens.
     const auto differs = [&](std::size_t i) {
       int any = 0;
       for (std::size_t k = 0; k < 8; ++k) any |= segments[i + k] ^ segment;
@@ -119,11 +122,12 @@ void ShardedDocuments::find_documents(std::span<const std::int32_t> segments) {
   }
 }
 
-void ShardedDocuments::cut_runs(const PlanRequest& request) {
+void ShardedDocuments::cut_runs(const PlanRequest& request, int only_rank) {
   const Borders borders(request, stride_);
   std::vector<Cut> cuts;
   cuts.reserve(documents_.size());
   for (int rank = 0; rank < request.layout.num_ranks(); ++rank) {
+    const bool mine = only_rank < 0 || rank == only_rank;
     const std::size_t first_cut = cuts.size();
     std::int64_t row = 0;
     const auto add = [&](std::size_t document, std::int64_t first, std::int64_t count) {
@@ -150,6 +154,10 @@ void ShardedDocuments::cut_runs(const PlanRequest& request) {
         const std::int64_t end = std::min(run.end, document->end);
         if (end <= first) continue;  // a stride over a whole document
         const std::int64_t count = (end - first + stride_ - 1) / stride_;
+        if (!mine && run.stride == 1 && first == document->begin && end == document->end) {
+          row += count, first = end;
+          continue;
+        }
         add(static_cast<std::size_t>(document - documents_.begin()), first, count);
         first += count * stride_;
       }
@@ -201,6 +209,7 @@ void ShardedDocuments::make_tiles(const PlanRequest& request) {
   };
   std::unordered_map<std::int64_t, std::pair<std::size_t, std::size_t>> of_length;
   for (ShardedDocument& d : documents_) {
+    if (d.share_begin == d.share_end) continue;
     const auto [known, fresh] = of_length.try_emplace(d.length(), tiles_.size(), 0);
     if (fresh) {
       for (const MaskTile& mask : mask_tiles(request.pattern, d.length(), heads)) {

@@ -50,7 +50,9 @@ struct ShardedDocument {
 
 class ShardedDocuments {
  public:
-  explicit ShardedDocuments(const PlanRequest& request);
+  // With `only_rank` >= 0, what lies whole on one other rank is left out: that rank's plan alone
+  // can be made of the rest. (Most of a million tiny documents are such.)
+  explicit ShardedDocuments(const PlanRequest& request, int only_rank = -1);
 
   std::int64_t stride() const { return stride_; }
   bool has_positions() const { return has_positions_; }
@@ -77,7 +79,7 @@ class ShardedDocuments {
  private:
   struct Cut;  // a piece, its document and its rank
   void find_documents(std::span<const std::int32_t> segments);
-  void cut_runs(const PlanRequest& request);
+  void cut_runs(const PlanRequest& request, int only_rank);
   void group(const std::vector<Cut>& cuts, int num_ranks);
   void make_tiles(const PlanRequest& request);
 

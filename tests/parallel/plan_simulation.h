@@ -37,9 +37,8 @@ inline PlanRequest request_of(const Case& c) {
 }
 
 inline std::vector<AttentionPlan> plans_of(const Case& c) {
-  const AttentionPlanner planner(request_of(c));
   std::vector<AttentionPlan> plans;
-  for (int r = 0; r < planner.num_ranks(); ++r) plans.push_back(planner.plan(r));
+  for (int r = 0; r < c.layout.num_ranks(); ++r) plans.push_back(plan_attention(request_of(c), r));
   return plans;
 }
 
