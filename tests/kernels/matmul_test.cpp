@@ -97,9 +97,9 @@ class BlockedMatmul : public ::testing::TestWithParam<DType> {
  private:
   // A run of normal numbers that comes round.
   static std::vector<double> numbers(std::int64_t n, std::size_t which) {
-    static const std::vector<double> round = random_values(40009, 12);
+    static const std::vector<double> kRound = random_values(40009, 12);
     std::vector<double> v(static_cast<std::size_t>(n));
-    for (std::size_t i = 0; i < v.size(); ++i) v[i] = round[(i + 9973 * which) % round.size()];
+    for (std::size_t i = 0; i < v.size(); ++i) v[i] = kRound[(i + 9973 * which) % kRound.size()];
     return v;
   }
 };
