@@ -1,10 +1,10 @@
 // Speed of attention on the CPU.
 //
-//   bench_attention                       one rank by mask, then 16 emulated ranks on packed
-//   documents bench_attention --q-heads 8 --kv-heads 4 --head-dim 64 --tokens 2048,8192 --mask
-//   causal,window bench_attention --ranks 64 --layout balanced,zigzag --doc-lengths
-//   lognormal:3000:1.2 bench_attention --overlap             ranks as threads: transfers behind the
-//   compute or not mpirun -np 2 build/cpu/bench_attention --overlap --mpi
+//   bench_attention              one rank by mask, then 16 emulated ranks on packed documents
+//   bench_attention --head-dim 64 --tokens 2048,8192 --mask causal,window
+//   bench_attention --ranks 64 --layout balanced,zigzag --doc-lengths lognormal:3000:1.2
+//   bench_attention --overlap    ranks as threads: transfers behind the compute or not
+//   mpirun -np 2 build/cpu/bench_attention --overlap --mpi
 #include "bench_attention.h"
 
 #include <CLI/CLI.hpp>
@@ -15,14 +15,17 @@ namespace farspan::bench {
 namespace {
 
 void add_options(CLI::App& app, Options& o) {
-  const auto lists = [](CLI::Option* option) { option->delimiter(',')->allow_extra_args(false); };
+  const auto lists = [](CLI::Option* option) {
+    option->delimiter(',')->allow_extra_args(false);
+    option->description(option->get_description() + " (a,b,c for several)");
+  };
   app.add_option("--q-heads", o.q_heads, "query heads")->check(CLI::PositiveNumber);
   app.add_option("--kv-heads", o.kv_heads, "key/value heads; divides --q-heads")
       ->check(CLI::PositiveNumber);
   app.add_option("--head-dim", o.head_dim)->check(CLI::Range(1, 256));
   lists(app.add_option("--tokens", o.tokens,
                        "lengths to measure: of the sequence; with --overlap, of a rank's share")
-            ->check(CLI::PositiveNumber));
+            ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32)));
   app.add_option("--dtype", o.dtype)->check(CLI::IsMember({"bf16", "fp32"}));
   app.add_option("--isa", o.isa, "instruction set")
       ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16", "amx"}));

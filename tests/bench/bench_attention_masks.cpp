@@ -60,43 +60,43 @@ class SingleRank {
     const Shape q_shape{n, heads.num_heads, heads.head_dim};
     const Shape k_shape{n, heads.num_kv_heads, heads.head_dim};
     const Shape stats{heads.num_heads, n};
-    q = pool_.random(heads.compute, q_shape), k = pool_.random(heads.compute, k_shape);
-    v = pool_.random(heads.compute, k_shape), dout = pool_.random(heads.compute, q_shape);
-    out = pool_.random(heads.compute, q_shape), acc = pool_.random(DType::kF32, q_shape);
-    dq = pool_.random(DType::kF32, q_shape), dk = pool_.random(DType::kF32, k_shape);
-    dv = pool_.random(DType::kF32, k_shape), row_max = pool_.random(DType::kF32, stats);
-    row_sum = pool_.random(DType::kF32, stats), lse = pool_.random(DType::kF32, stats);
-    delta = pool_.random(DType::kF32, stats);
+    q_ = pool_.random(heads.compute, q_shape), k_ = pool_.random(heads.compute, k_shape);
+    v_ = pool_.random(heads.compute, k_shape), dout_ = pool_.random(heads.compute, q_shape);
+    out_ = pool_.random(heads.compute, q_shape), acc_ = pool_.random(DType::kF32, q_shape);
+    dq_ = pool_.random(DType::kF32, q_shape), dk_ = pool_.random(DType::kF32, k_shape);
+    dv_ = pool_.random(DType::kF32, k_shape), row_max_ = pool_.random(DType::kF32, stats);
+    row_sum_ = pool_.random(DType::kF32, stats), lse_ = pool_.random(DType::kF32, stats);
+    delta_ = pool_.random(DType::kF32, stats);
   }
 
   const AttentionPlan& plan() const { return plan_; }
 
   void forward(cpu::AttentionEngine& engine) {
-    engine.forward({.q = q,
-                    .k = k,
-                    .v = v,
-                    .acc = acc,
-                    .row_max = row_max,
-                    .row_sum = row_sum,
+    engine.forward({.q = q_,
+                    .k = k_,
+                    .v = v_,
+                    .acc = acc_,
+                    .row_max = row_max_,
+                    .row_sum = row_sum_,
                     .slices = plan_.hops[0].slices,
                     .scale = scale_,
                     .bias = bias(),
                     .first = true,
                     .last = true,
-                    .out = out,
-                    .lse = lse});
+                    .out = out_,
+                    .lse = lse_});
   }
   void backward(cpu::AttentionEngine& engine) {
-    engine.delta({.out = out, .dout = dout, .delta = delta});
-    engine.backward({.q = q,
-                     .k = k,
-                     .v = v,
-                     .dout = dout,
-                     .lse = lse,
-                     .delta = delta,
-                     .dq = dq,
-                     .dk = dk,
-                     .dv = dv,
+    engine.delta({.out = out_, .dout = dout_, .delta = delta_});
+    engine.backward({.q = q_,
+                     .k = k_,
+                     .v = v_,
+                     .dout = dout_,
+                     .lse = lse_,
+                     .delta = delta_,
+                     .dq = dq_,
+                     .dk = dk_,
+                     .dv = dv_,
                      .slices = plan_.hops[0].slices,
                      .scale = scale_,
                      .bias = bias()});
@@ -111,7 +111,7 @@ class SingleRank {
   AttentionPlan plan_;
   BiasTables bias_;
   float scale_;
-  Tensor q, k, v, dout, out, acc, dq, dk, dv, row_max, row_sum, lse, delta;
+  Tensor q_, k_, v_, dout_, out_, acc_, dq_, dk_, dv_, row_max_, row_sum_, lse_, delta_;
 };
 
 struct Row {
