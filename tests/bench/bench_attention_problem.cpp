@@ -63,6 +63,11 @@ class Distribution {
                                    : 0;
     if (wanted == 0 || values_.size() != wanted)
       refuse("unknown distribution of document lengths", "--doc-lengths " + text, kForms);
+    if (kind_ == "uniform" || kind_ == "bimodal") {
+      const double low = values_[wanted - 2], high = values_[wanted - 1];
+      if (low > high)
+        refuse(fmt::format("LOW {} is above HIGH {}", low, high), "--doc-lengths " + text, kForms);
+    }
   }
 
   std::int64_t draw(std::uint64_t i) const {
