@@ -21,7 +21,9 @@ AttentionBytes ring_bytes(const AttentionPlan& plan, const HeadShape& heads) {
           .backward = forward + plan.gradient_rows_sent() * kv_row(heads, DType::kF32)};
 }
 
-AttentionBytes allgather_bytes(const AttentionPlan& plan, int rank, const HeadShape& heads) {
+// Gradients go home as f32 sums; in invariant mode as exact sums, two i64 each.
+AttentionBytes allgather_bytes(const AttentionPlan& plan, int rank, const HeadShape& heads,
+                               bool invariant) {
   std::int64_t sent = 0, returned = 0;
   for (std::size_t peer = 0; peer < plan.gather.num_sent.size(); ++peer) {
     if (static_cast<int>(peer) == rank) continue;
@@ -29,7 +31,8 @@ AttentionBytes allgather_bytes(const AttentionPlan& plan, int rank, const HeadSh
     returned += plan.gather.num_received[peer];
   }
   const std::int64_t forward = sent * kv_row(heads, heads.compute);
-  return {.forward = forward, .backward = forward + returned * kv_row(heads, DType::kF32)};
+  const std::int64_t home = invariant ? 2 * kv_row(heads, DType::kI64) : kv_row(heads, DType::kF32);
+  return {.forward = forward, .backward = forward + returned * home};
 }
 
 // What Ulysses ranks exchange, and the ring of their merged rows with the heads each of them has.
@@ -80,8 +83,7 @@ std::unique_ptr<Attention> make_attention(std::string_view strategy, bool invari
 
 AttentionBytes attention_bytes(std::string_view strategy, const AttentionPlan& plan,
                                const ContextPlace& place, const HeadShape& heads, bool invariant) {
-  if (strategy == "allgather" && invariant) return invariant_bytes(plan, place.ring_rank, heads);
-  if (strategy == "allgather") return allgather_bytes(plan, place.ring_rank, heads);
+  if (strategy == "allgather") return allgather_bytes(plan, place.ring_rank, heads, invariant);
   if (strategy == "ulysses" || strategy == "hybrid") return ulysses_bytes(plan, place, heads);
   FARSPAN_CHECK(strategy == "ring", "attention '{}'", strategy);
   return ring_bytes(plan, heads);

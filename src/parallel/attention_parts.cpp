@@ -36,7 +36,7 @@ void add_rows(const StepContext& ctx, Tensor src, const std::vector<IndexRange>&
   const std::int64_t width = row_width(src);
   std::int64_t row = 0;
   for (const IndexRange& r : ranges) {
-    if (r.stride == 1) {
+    if (r.stride == 1 && dst.dtype == DType::kF32) {
       const Tensor into = dst.rows(r.begin, r.size());
       ctx.kernels().add({.a = into, .b = src.rows(row, r.size()), .out = into}, ctx.stream());
     } else {

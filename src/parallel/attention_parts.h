@@ -13,7 +13,7 @@ namespace farspan {
 void pack_rows(const StepContext& ctx, Tensor src, const std::vector<IndexRange>& ranges,
                Tensor dst);
 
-// The given rows of dst += src rows 0.., in f32.
+// The given rows of dst += src rows 0..; f32 or i64.
 void add_rows(const StepContext& ctx, Tensor src, const std::vector<IndexRange>& ranges,
               Tensor dst);
 

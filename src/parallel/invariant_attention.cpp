@@ -196,28 +196,9 @@ class ExactGradient {
     exchange(gathered, plan.num_received, home, plan.num_sent, ctx_);
     const Share own = shares(plan.num_received)[static_cast<std::size_t>(rank)];
     for (const Share& s : shares(plan.num_sent))
-      add_integers(
-          s.peer == rank ? gathered.rows(own.begin, own.count) : home.rows(s.begin, s.count),
-          plan.sent[static_cast<std::size_t>(s.peer)], mine);
-  }
-
-  // The given rows of dst += src rows 0.., i64.
-  void add_integers(Tensor src, const std::vector<IndexRange>& ranges, Tensor dst) const {
-    const std::int64_t width = dst.shape[1] * dst.shape[2];
-    std::int64_t row = 0;
-    for (const IndexRange& r : ranges) {
-      ctx_.kernels().copy_2d({.src = src,
-                              .dst = dst,
-                              .rows = r.size(),
-                              .cols = width,
-                              .src_begin = row * width,
-                              .src_stride = width,
-                              .dst_begin = r.begin * width,
-                              .dst_stride = r.stride * width,
-                              .mode = GradMode::kAccumulate},
-                             ctx_.stream());
-      row += r.size();
-    }
+      add_rows(ctx_,
+               s.peer == rank ? gathered.rows(own.begin, own.count) : home.rows(s.begin, s.count),
+               plan.sent[static_cast<std::size_t>(s.peer)], mine);
   }
 
   const StepContext& ctx_;
@@ -297,19 +278,6 @@ void InvariantAttention::backward(const AttentionInputs& in, Tensor out, Tensor 
   });
   dk.read(grads.dk);
   dv.read(grads.dv);
-}
-
-AttentionBytes invariant_bytes(const AttentionPlan& plan, int rank, const HeadShape& heads) {
-  std::int64_t sent = 0, returned = 0;
-  for (std::size_t peer = 0; peer < plan.gather.num_sent.size(); ++peer) {
-    if (static_cast<int>(peer) == rank) continue;
-    sent += plan.gather.num_sent[peer];
-    returned += plan.gather.num_received[peer];
-  }
-  const std::int64_t row = 2 * heads.num_kv_heads * heads.head_dim;  // elements of K and V
-  const std::int64_t forward = sent * row * static_cast<std::int64_t>(size_of(heads.compute));
-  const auto sums = static_cast<std::int64_t>(2 * size_of(DType::kI64));
-  return {.forward = forward, .backward = forward + returned * row * sums};
 }
 
 }  // namespace farspan

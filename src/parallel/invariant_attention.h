@@ -26,8 +26,4 @@ class InvariantAttention final : public Attention {
                 const StepContext& ctx) const override;
 };
 
-// Payload bytes that this rank sends per layer: its keys and values, and in backward also the exact
-// sums of others' rows, in two i64 each.
-AttentionBytes invariant_bytes(const AttentionPlan& plan, int rank, const HeadShape& heads);
-
 }  // namespace farspan

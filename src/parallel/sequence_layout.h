@@ -38,6 +38,21 @@ enum class LayoutKind : std::uint8_t {
 // From the configuration's name; throws Error(kUsage) for a layout that does not exist.
 LayoutKind layout_kind(std::string_view name);
 
+// The elements at `runs` of a per-token array of the global sequence, in their order.
+template <typename T>
+std::vector<T> take_tokens(std::span<const T> global, const std::vector<IndexRange>& runs) {
+  std::vector<T> local;
+  for (const IndexRange& r : runs) {
+    if (r.stride == 1) {
+      local.insert(local.end(), global.begin() + r.begin, global.begin() + r.end);
+      continue;
+    }
+    for (std::int64_t i = r.begin; i < r.end; i += r.stride)
+      local.push_back(global[static_cast<std::size_t>(i)]);
+  }
+  return local;
+}
+
 class SequenceLayout {
  public:
   // `sequences` sequences of `length` tokens laid end to end, each cut across all ranks alike.
@@ -72,17 +87,7 @@ class SequenceLayout {
   std::vector<T> take(std::span<const T> global, int rank) const {
     FARSPAN_CHECK(static_cast<std::int64_t>(global.size()) == num_tokens_, "{} of {} tokens",
                   global.size(), num_tokens_);
-    std::vector<T> local;
-    local.reserve(static_cast<std::size_t>(local_tokens(rank)));
-    for (const IndexRange& r : ranges(rank)) {
-      if (r.stride == 1) {
-        local.insert(local.end(), global.begin() + r.begin, global.begin() + r.end);
-        continue;
-      }
-      for (std::int64_t i = r.begin; i < r.end; i += r.stride)
-        local.push_back(global[static_cast<std::size_t>(i)]);
-    }
-    return local;
+    return take_tokens(global, ranges(rank));
   }
 
  private:

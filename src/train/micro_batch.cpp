@@ -1,11 +1,9 @@
 #include "train/micro_batch.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "parallel/attention.h"
 #include "parallel/attention_cost.h"
-#include "parallel/balance.h"
 
 namespace farspan {
 namespace {
@@ -32,15 +30,6 @@ std::vector<IndexRange> rows_of(const std::vector<IndexRange>& runs, IndexRange 
     row += run.size();
   }
   return out;
-}
-
-std::vector<std::int32_t> take(const std::vector<std::int32_t>& global,
-                               const std::vector<IndexRange>& ranges) {
-  std::vector<std::int32_t> local;
-  for (const IndexRange& r : ranges)
-    for (std::int64_t i = r.begin; i < r.end; i += r.stride)
-      local.push_back(global[static_cast<std::size_t>(i)]);
-  return local;
 }
 
 // Borders, in local rows, of the blocks that the runs consist of.
@@ -85,20 +74,6 @@ void check_ascending(const Batch& batch) {
   }
 }
 
-SequenceLayout layout_by_documents(const Batch& batch, const Sharding& sharding) {
-  const std::vector<std::int64_t> documents = document_lengths(batch.segments);
-  std::vector<RowArea> areas;
-  for (const AttentionPattern& pattern : sharding.patterns.patterns)
-    areas.emplace_back(pattern, sharding.num_kv_heads);
-  const std::vector<double> weights = layer_counts(sharding.patterns);
-  return balanced_layout({.documents = documents,
-                          .ranks = sharding.place.ring_size,
-                          .areas = areas,
-                          .weights = weights,
-                          .block = std::max<std::int64_t>(sharding.block, 1),
-                          .sequence_length = batch.sequence_length});
-}
-
 }  // namespace
 
 Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& place) {
@@ -118,16 +93,14 @@ Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& pla
 }
 
 SequenceLayout make_layout(const Batch& batch, const Sharding& sharding) {
-  SequenceLayout layout =
-      sharding.layout == LayoutKind::kBalanced
-          ? layout_by_documents(batch, sharding)
-          : SequenceLayout::make(sharding.layout, batch.sequences, batch.sequence_length,
-                                 sharding.place.ring_size,
-                                 std::max<std::int64_t>(sharding.block, 1));
-  std::int64_t stride = 1;
-  for (const AttentionPattern& pattern : sharding.patterns.patterns)
-    stride = std::lcm(stride, pattern.row_stride());
-  return layout.fitted(stride);
+  return attention_layout({.documents = document_lengths(batch.segments),
+                           .sequences = batch.sequences,
+                           .patterns = sharding.patterns.patterns,
+                           .weights = layer_counts(sharding.patterns),
+                           .layout = sharding.layout,
+                           .ranks = sharding.place.ring_size,
+                           .heads = {.num_kv_heads = sharding.num_kv_heads},
+                           .block = sharding.block});
 }
 
 double visible_pairs(std::span<const std::int32_t> segments, const LayerPatterns& patterns,
@@ -192,9 +165,9 @@ MicroBatch Sharder::operator()(const Batch& batch) {
   reused_ = same_documents(batch);
   if (!reused_) plan(batch);
   MicroBatch out = made_;
-  out.tokens = take(batch.tokens, ranges_);
-  out.labels = take(batch.labels, ranges_);
-  out.positions = take(batch.positions, ranges_);
+  out.tokens = take_tokens<std::int32_t>(batch.tokens, ranges_);
+  out.labels = take_tokens<std::int32_t>(batch.labels, ranges_);
+  out.positions = take_tokens<std::int32_t>(batch.positions, ranges_);
   return out;
 }
 
