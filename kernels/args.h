@@ -245,6 +245,8 @@ struct AttentionBackwardArgs {
   PositionBias bias;
   bool invariant =
       false;  // as in AttentionForwardArgs, for dq, dk and dv: sums grow in slice order
+  // false: a backend may add to dq in any order, where that is faster.
+  bool deterministic = true;
 };
 
 // ---- copies between layouts, exact sums -----------------------------------------------------

@@ -19,11 +19,15 @@ namespace farspan {
 // Instruction sets of the CPU's own kernels, best last. kAuto: the best this processor runs.
 enum class CpuIsa : std::uint8_t { kAuto, kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
+// Who computes attention on CUDA. kAuto: cuDNN where it is exact and at hand, else our own kernels.
+enum class AttentionKernel : std::uint8_t { kAuto, kOwn, kCudnn };
+
 struct BackendOptions {
   DeviceKind kind = DeviceKind::kCpu;
   int device_index = 0;
   int num_threads = 1;             // CPU threads of this rank
   CpuIsa cpu_isa = CpuIsa::kAuto;  // a test or a user may force a lower one
+  AttentionKernel attention_kernel = AttentionKernel::kAuto;  // CUDA only
 };
 
 // What a pass has asked of the kernels (dry backend; others return zeros).

@@ -35,6 +35,28 @@ CudaStream::~CudaStream() { forget(cudaStreamDestroy(stream_)); }
 
 void CudaStream::synchronize() { FARSPAN_CUDA(cudaStreamSynchronize(stream_)); }
 
+CudaEvent::CudaEvent() { FARSPAN_CUDA(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+
+CudaEvent::~CudaEvent() { forget(cudaEventDestroy(event_)); }
+
+void CudaEvent::record(Stream& stream) { FARSPAN_CUDA(cudaEventRecord(event_, native(stream))); }
+
+void CudaEvent::order_before(Stream& stream) {
+  FARSPAN_CUDA(cudaStreamWaitEvent(native(stream), event_, 0));
+}
+
+bool CudaEvent::reached() {
+  const cudaError_t status = cudaEventQuery(event_);
+  if (status == cudaErrorNotReady) {
+    forget(status);
+    return false;
+  }
+  check(status, "cudaEventQuery", __FILE__, __LINE__);
+  return true;
+}
+
+void CudaEvent::synchronize() { FARSPAN_CUDA(cudaEventSynchronize(event_)); }
+
 cudaStream_t native(const Stream& stream) {
   auto* const queue = static_cast<cudaStream_t>(stream.native_handle());
   FARSPAN_CHECK(queue != nullptr, "CUDA work on a stream that is not CUDA's");
@@ -71,6 +93,11 @@ void CudaDevice::copy(std::byte* dst, const std::byte* src, std::size_t bytes, S
 std::unique_ptr<Stream> CudaDevice::make_stream() {
   make_current();
   return std::make_unique<CudaStream>();
+}
+
+std::unique_ptr<Event> CudaDevice::make_event() {
+  make_current();
+  return std::make_unique<CudaEvent>();
 }
 
 }  // namespace farspan::cuda

@@ -42,6 +42,22 @@ class CudaStream final : public Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+class CudaEvent final : public Event {
+ public:
+  CudaEvent();
+  ~CudaEvent() override;
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+
+  void record(Stream& stream) override;
+  void order_before(Stream& stream) override;
+  bool reached() override;
+  void synchronize() override;
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 // The queue behind a Stream of this backend. CHECKs that it has one.
 cudaStream_t native(const Stream& stream);
 
@@ -55,6 +71,7 @@ class CudaDevice final : public Device {
   Buffer allocate_host(std::size_t bytes) override;
   void copy(std::byte* dst, const std::byte* src, std::size_t bytes, Stream& stream) override;
   std::unique_ptr<Stream> make_stream() override;
+  std::unique_ptr<Event> make_event() override;
 
  private:
   void make_current() const;

@@ -138,8 +138,8 @@ __global__ void adamw_kernel(float* master, float* m, float* v, const float* gra
 
 template <typename T>
 void launch_fill(const FillArgs& args, cudaStream_t stream, T value) {
-  fill_kernel<T><<<grid_of(args.dst.numel()), kBlock, 0, stream>>>(data<T>(args.dst), value,
-                                                                   args.dst.numel());
+  launch(fill_kernel<T>, linear(args.dst.numel(), stream), data<T>(args.dst), value,
+         args.dst.numel());
 }
 
 }  // namespace
@@ -154,29 +154,26 @@ void copy(const CopyArgs& args, cudaStream_t stream) {
   }
   if (args.dst.dtype == DType::kBF16) {
     FARSPAN_CHECK(args.src.dtype == DType::kF32, "copy of {} to bf16", name_of(args.src.dtype));
-    narrow_kernel<<<grid_of(n), kBlock, 0, stream>>>(data<float>(args.src), data<bf16>(args.dst),
-                                                     n);
+    launch(narrow_kernel, linear(n, stream), data<float>(args.src), data<bf16>(args.dst), n);
   } else {
     FARSPAN_CHECK(args.src.dtype == DType::kBF16 && args.dst.dtype == DType::kF32,
                   "copy of {} to {}", name_of(args.src.dtype), name_of(args.dst.dtype));
-    widen_kernel<<<grid_of(n), kBlock, 0, stream>>>(data<bf16>(args.src), data<float>(args.dst), n);
+    launch(widen_kernel, linear(n, stream), data<bf16>(args.src), data<float>(args.dst), n);
   }
-  FARSPAN_CUDA(cudaGetLastError());
 }
 
 namespace {
 
 template <typename T>
 void launch_copy_rows(const Copy2dArgs& args, const Rows2d& shape, cudaStream_t stream) {
-  copy_rows_kernel<<<grid_of(shape.n), kBlock, 0, stream>>>(
-      data<T>(args.src) + args.src_begin, data<T>(args.dst) + args.dst_begin, shape);
+  launch(copy_rows_kernel<T>, linear(shape.n, stream), data<T>(args.src) + args.src_begin,
+         data<T>(args.dst) + args.dst_begin, shape);
 }
 
 template <typename From, typename To>
 void launch_convert_rows(const Copy2dArgs& args, const Rows2d& shape, cudaStream_t stream) {
-  convert_rows_kernel<<<grid_of(shape.n), kBlock, 0, stream>>>(
-      data<From>(args.src) + args.src_begin, data<To>(args.dst) + args.dst_begin,
-      args.mode == GradMode::kAccumulate, shape);
+  launch(convert_rows_kernel<From, To>, linear(shape.n, stream), data<From>(args.src) + args.src_begin,
+         data<To>(args.dst) + args.dst_begin, args.mode == GradMode::kAccumulate, shape);
 }
 
 }  // namespace
@@ -186,9 +183,9 @@ void copy_2d(const Copy2dArgs& args, cudaStream_t stream) {
   if (shape.n == 0) return;
   const bool narrow = args.src.dtype == DType::kBF16;
   if (args.mode == GradMode::kAccumulate && args.dst.dtype == DType::kI64)
-    add_integer_rows_kernel<<<grid_of(shape.n), kBlock, 0, stream>>>(
-        data<std::int64_t>(args.src) + args.src_begin,
-        data<std::int64_t>(args.dst) + args.dst_begin, shape);
+    launch(add_integer_rows_kernel, linear(shape.n, stream),
+           data<std::int64_t>(args.src) + args.src_begin,
+           data<std::int64_t>(args.dst) + args.dst_begin, shape);
   else if (args.mode == GradMode::kAccumulate && narrow)
     launch_convert_rows<bf16, float>(args, shape, stream);
   else if (args.mode == GradMode::kAccumulate)
@@ -205,7 +202,6 @@ void copy_2d(const Copy2dArgs& args, cudaStream_t stream) {
     launch_copy_rows<std::uint16_t>(args, shape, stream);
   else
     launch_copy_rows<std::uint8_t>(args, shape, stream);
-  FARSPAN_CUDA(cudaGetLastError());
 }
 
 void fill(const FillArgs& args, cudaStream_t stream) {
@@ -230,69 +226,61 @@ void fill(const FillArgs& args, cudaStream_t stream) {
     default:
       FARSPAN_CHECK(false, "fill of {}", name_of(args.dst.dtype));
   }
-  FARSPAN_CUDA(cudaGetLastError());
 }
 
 void add(const AddArgs& args, cudaStream_t stream) {
   const std::int64_t n = args.out.numel();
   if (n == 0) return;
   with_compute_type(args.out.dtype, [&]<typename T>() {
-    add_kernel<T>
-        <<<grid_of(n), kBlock, 0, stream>>>(data<T>(args.a), data<T>(args.b), data<T>(args.out), n);
+    launch(add_kernel<T>, linear(n, stream), data<T>(args.a), data<T>(args.b), data<T>(args.out),
+           n);
   });
-  FARSPAN_CUDA(cudaGetLastError());
 }
 
 void swiglu_forward(const SwiGluForwardArgs& args, cudaStream_t stream) {
   const std::int64_t n = args.out.numel();
   if (n == 0) return;
   with_compute_type(args.out.dtype, [&]<typename T>() {
-    swiglu_forward_kernel<T><<<grid_of(n), kBlock, 0, stream>>>(
-        data<T>(args.gate), data<T>(args.up), data<T>(args.out), n);
+    launch(swiglu_forward_kernel<T>, linear(n, stream), data<T>(args.gate), data<T>(args.up),
+           data<T>(args.out), n);
   });
-  FARSPAN_CUDA(cudaGetLastError());
 }
 
 void swiglu_backward(const SwiGluBackwardArgs& args, cudaStream_t stream) {
   const std::int64_t n = args.dout.numel();
   if (n == 0) return;
   with_compute_type(args.dout.dtype, [&]<typename T>() {
-    swiglu_backward_kernel<T><<<grid_of(n), kBlock, 0, stream>>>(
-        data<T>(args.gate), data<T>(args.up), data<T>(args.dout), data<T>(args.dgate),
-        data<T>(args.dup), n);
+    launch(swiglu_backward_kernel<T>, linear(n, stream), data<T>(args.gate), data<T>(args.up),
+           data<T>(args.dout), data<T>(args.dgate), data<T>(args.dup), n);
   });
-  FARSPAN_CUDA(cudaGetLastError());
 }
 
 void rope_table(const RopeTableArgs& args, cudaStream_t stream) {
   const std::int64_t n = args.cos.numel();
   if (n == 0) return;
-  rope_table_kernel<<<grid_of(n), kBlock, 0, stream>>>(
-      data<std::int32_t>(args.positions), data<double>(args.inv_freq), data<float>(args.cos),
-      data<float>(args.sin), args.attention_scale, args.inv_freq.shape[0], n);
-  FARSPAN_CUDA(cudaGetLastError());
+  launch(rope_table_kernel, linear(n, stream), data<std::int32_t>(args.positions),
+         data<double>(args.inv_freq), data<float>(args.cos), data<float>(args.sin),
+         args.attention_scale, args.inv_freq.shape[0], n);
 }
 
 void rope_apply(const RopeApplyArgs& args, cudaStream_t stream) {
   const std::int64_t n = args.x.numel() / 2;
   if (n == 0) return;
   with_compute_type(args.x.dtype, [&]<typename T>() {
-    rope_apply_kernel<T><<<grid_of(n), kBlock, 0, stream>>>(
-        data<T>(args.x), data<float>(args.cos), data<float>(args.sin), args.inverse ? -1.0f : 1.0f,
-        args.x.shape[1], args.x.shape[2] / 2, n);
+    launch(rope_apply_kernel<T>, linear(n, stream), data<T>(args.x), data<float>(args.cos),
+           data<float>(args.sin), args.inverse ? -1.0f : 1.0f, args.x.shape[1], args.x.shape[2] / 2,
+           n);
   });
-  FARSPAN_CUDA(cudaGetLastError());
 }
 
 void adamw(const AdamWArgs& args, cudaStream_t stream) {
   const std::int64_t n = args.master.numel();
   if (n == 0) return;
-  adamw_kernel<<<grid_of(n), kBlock, 0, stream>>>(
-      data<float>(args.master), data<float>(args.m), data<float>(args.v), data<float>(args.grad),
-      args.working.defined() ? data<bf16>(args.working) : nullptr, data<float>(args.grad_scale),
-      data<std::int32_t>(args.skip), data<std::int64_t>(args.applied_steps),
-      {args.lr, args.beta1, args.beta2, args.eps, args.weight_decay}, n);
-  FARSPAN_CUDA(cudaGetLastError());
+  launch(adamw_kernel, linear(n, stream), data<float>(args.master), data<float>(args.m),
+         data<float>(args.v), data<float>(args.grad),
+         args.working.defined() ? data<bf16>(args.working) : nullptr, data<float>(args.grad_scale),
+         data<std::int32_t>(args.skip), data<std::int64_t>(args.applied_steps),
+         {args.lr, args.beta1, args.beta2, args.eps, args.weight_decay}, n);
 }
 
 }  // namespace farspan::cuda

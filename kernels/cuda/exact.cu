@@ -81,18 +81,18 @@ void launch_add(const ExactAddArgs& args, cudaStream_t stream) {
   const Halves sum{data<Word>(args.sum.high), data<Word>(args.sum.low),
                    data<Word>(args.sum.invalid)};
   if (args.ids.defined())
-    scatter_terms_kernel<T><<<grid_of(n), kBlock, 0, stream>>>(
-        data<T>(args.src), data<std::int32_t>(args.ids), sum, args.src.shape[1], n);
+    launch(scatter_terms_kernel<T>, linear(n, stream), data<T>(args.src),
+           data<std::int32_t>(args.ids), sum, args.src.shape[1], n);
   else
-    add_terms_kernel<T><<<grid_of(n), kBlock, 0, stream>>>(data<T>(args.src), sum, n);
+    launch(add_terms_kernel<T>, linear(n, stream), data<T>(args.src), sum, n);
 }
 
 template <typename T>
 void launch_read(const ExactReadArgs& args, cudaStream_t stream) {
   const std::int64_t n = args.dst.numel();
-  read_sums_kernel<T><<<grid_of(n), kBlock, 0, stream>>>(
-      data<long long>(args.sum.high), data<long long>(args.sum.low),
-      data<long long>(args.sum.invalid), data<T>(args.dst), args.mode == GradMode::kAccumulate, n);
+  launch(read_sums_kernel<T>, linear(n, stream), data<long long>(args.sum.high),
+         data<long long>(args.sum.low), data<long long>(args.sum.invalid), data<T>(args.dst),
+         args.mode == GradMode::kAccumulate, n);
 }
 
 }  // namespace
@@ -103,7 +103,6 @@ void exact_add(const ExactAddArgs& args, cudaStream_t stream) {
     launch_add<double>(args, stream);
   else
     with_compute_type(args.src.dtype, [&]<typename T>() { launch_add<T>(args, stream); });
-  FARSPAN_CUDA(cudaGetLastError());
 }
 
 void exact_read(const ExactReadArgs& args, cudaStream_t stream) {
@@ -112,7 +111,6 @@ void exact_read(const ExactReadArgs& args, cudaStream_t stream) {
     launch_read<double>(args, stream);
   else
     launch_read<float>(args, stream);
-  FARSPAN_CUDA(cudaGetLastError());
 }
 
 }  // namespace farspan::cuda

@@ -9,6 +9,7 @@
 
 #include "core/tensor.h"
 #include "kernels/cuda/cuda_error.h"
+#include "kernels/cuda/launch_kernel.cuh"
 
 namespace farspan::cuda {
 
@@ -34,6 +35,11 @@ inline constexpr int kBlock = 256;
 inline unsigned grid_of(std::int64_t n) {
   constexpr std::int64_t kMostBlocks = 132 * 16;  // enough waves on the largest parts
   return static_cast<unsigned>(std::clamp<std::int64_t>((n + kBlock - 1) / kBlock, 1, kMostBlocks));
+}
+
+// The shape of a grid-stride loop over n elements.
+inline LaunchShape linear(std::int64_t n, cudaStream_t stream) {
+  return {.grid = grid_of(n), .block = kBlock, .stream = stream};
 }
 
 __device__ __forceinline__ std::int64_t first_index() {

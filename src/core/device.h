@@ -49,6 +49,23 @@ class Stream {
   virtual void* native_handle() const { return nullptr; }
 };
 
+// A mark in a queue, to order queues and to ask how far one has come. On the CPU, whose queues are
+// always empty, it is reached at once. May be recorded again and again.
+//
+//   ready->record(compute);   ready->order_before(transfer);   // transfer continues after the mark
+class Event {
+ public:
+  virtual ~Event() = default;
+  // Marks the work that `stream` holds now.
+  virtual void record(Stream&) {}
+  // Work given to `stream` from now on starts after the mark. Before any record(): no effect.
+  virtual void order_before(Stream&) {}
+  // Whether the marked work is done; true before any record(). Does not block.
+  virtual bool reached() { return true; }
+  // Blocks the calling thread until it is done.
+  virtual void synchronize() {}
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -60,6 +77,7 @@ class Device {
   // Copies between any two of host and this device, ordered on `stream`.
   virtual void copy(std::byte* dst, const std::byte* src, std::size_t bytes, Stream& stream) = 0;
   virtual std::unique_ptr<Stream> make_stream() = 0;
+  virtual std::unique_ptr<Event> make_event() { return std::make_unique<Event>(); }
 };
 
 std::unique_ptr<Device> make_cpu_device();
