@@ -8,12 +8,15 @@
 # SIGTERM, SIGINT and SIGUSR1 reach the ranks as SIGUSR1: they save a checkpoint and the job ends
 # with 75. A second one stops at once. The exit status is farspan's own.
 #
+# A run with device: cuda uses build/cuda/farspan, and ties each rank to the cores beside its GPU
+# (launch/bind_gpu.sh). launch/ and build/ may lie apart: a bundle has farspan in bin/.
+#
 # Environment: FARSPAN (the program; default build/cpu/farspan), MPIRUN_ARGS (more options for
 # mpirun, such as --hostfile HOSTS), OMP_NUM_THREADS (CPU threads of a rank; default cores / ranks).
 set -euo pipefail
 
 if [ "$#" -lt 2 ] || ! [[ "$1" =~ ^[1-9][0-9]*$ ]]; then
-  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 ranks="$1"
@@ -22,9 +25,39 @@ case "$1" in
   *.yaml | *.yml) set -- train "$@" ;;
 esac
 
-program="${FARSPAN:-$(dirname "$0")/../build/cpu/farspan}"
-if ! [ -x "$program" ]; then
-  echo "mpirun.sh: $program is not there; build it with ./launch/quickstart.sh or ./scripts/test.sh" >&2
+# Whether the run asks for GPUs: the last override, else the configuration's own line.
+on_gpus() {
+  local argument device=''
+  for argument in "$@"; do
+    case "$argument" in
+      *.yaml | *.yml)
+        if [ -z "$device" ] && [ -r "$argument" ]; then
+          device="$(sed -n 's/^device: *\([a-z]*\).*/\1/p' "$argument" | tail -n 1)"
+        fi
+        ;;
+      device=*) device="${argument#device=}" ;;
+    esac
+  done
+  [ "$device" = cuda ]
+}
+
+here="$(cd "$(dirname "$0")" && pwd)"
+preset=cpu
+binding=()
+if on_gpus "$@"; then
+  preset=cuda
+  binding=("$here/bind_gpu.sh")
+fi
+program="${FARSPAN:-}"
+for candidate in "$here/../build/$preset/farspan" "$here/../bin/farspan"; do
+  if [ -z "$program" ] && [ -x "$candidate" ]; then program="$candidate"; fi
+done
+if ! [ -x "${program:=$here/../build/$preset/farspan}" ]; then
+  if [ "$preset" = cuda ]; then
+    echo "mpirun.sh: $program is not there; build it with cmake --preset cuda && cmake --build --preset cuda, or set device=cpu" >&2
+  else
+    echo "mpirun.sh: $program is not there; build it with ./launch/quickstart.sh or ./scripts/test.sh" >&2
+  fi
   exit 2
 fi
 if ! command -v mpirun >/dev/null; then
@@ -42,7 +75,9 @@ if [ -z "${MPIRUN_ARGS:-}" ]; then
   # One machine. Open MPI counts cores, not hardware threads, as places for ranks.
   cores="$(lscpu -p=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l)"
   nodes="$(find /sys/devices/system/node -maxdepth 1 -name 'node[0-9]*' 2>/dev/null | wc -l)"
-  if [ "$ranks" -gt "$cores" ] || [ "$ranks" -gt "$(nproc)" ]; then
+  if [ "$preset" = cuda ]; then
+    options+=(--oversubscribe --bind-to none) # bind_gpu.sh binds
+  elif [ "$ranks" -gt "$cores" ] || [ "$ranks" -gt "$(nproc)" ]; then
     options+=(--oversubscribe --bind-to none)
   elif [ "$nodes" -gt 1 ] && [ $((ranks % nodes)) = 0 ] && [ "$(nproc)" = "$(nproc --all)" ]; then
     # A rank's memory stays beside its cores.
@@ -56,7 +91,7 @@ fi
 # A process group of its own: a Ctrl-C of the terminal must reach mpirun through the trap only, or
 # it would kill the ranks before they have saved.
 set -m
-mpirun "${options[@]}" "$program" "$@" </dev/null &
+mpirun "${options[@]}" "${binding[@]}" "$program" "$@" </dev/null &
 job=$!
 set +m
 

@@ -20,7 +20,11 @@ if [ "$#" -lt 2 ]; then
   exit 2
 fi
 here="$(dirname "$0")"
-program="${FARSPAN:-$here/../build/cpu/farspan}"
+program="${FARSPAN:-}"  # only asked where the run lives, which every build knows
+for candidate in "$here"/../build/{cpu,cuda}/farspan "$here/../bin/farspan"; do
+  if [ -z "$program" ] && [ -x "$candidate" ]; then program="$candidate"; fi
+done
+: "${program:=$here/../build/cpu/farspan}"
 ranks="$1"
 shift
 

@@ -1,4 +1,4 @@
-"""launch/mpirun.sh and launch/supervise.sh, with stand-ins for mpirun and farspan."""
+"""launch/mpirun.sh, bind_gpu.sh and supervise.sh, with stand-ins for mpirun, farspan and nvidia-smi."""
 
 import os
 import signal
@@ -104,6 +104,16 @@ class Mpirun(Launch):
         self.assertIn("--hostfile h", line)
         self.assertNotIn("--bind-to", line)
 
+    def test_runs_on_gpus_are_bound_beside_them(self):
+        gpu = self.state / "gpu.yaml"
+        gpu.write_text("name: x\ndevice: cuda   # one of them\n")
+        for arguments, bound in (([str(gpu)], True), ([str(gpu), "device=cpu"], False),
+                                 (["a.yaml"], False), (["a.yaml", "device=cuda"], True)):
+            self.run_to_end("mpirun.sh", "2", *arguments, plan=["0 -"])
+            line = (self.state / "mpirun.args").read_text().splitlines()[-1]
+            self.assertEqual("launch/bind_gpu.sh " in line, bound, line)
+            self.assertIn(f"farspan train {' '.join(arguments)}", line)
+
     def test_signals_become_a_checkpoint_and_75(self):
         for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             with self.subTest(sent.name):
@@ -132,6 +142,77 @@ class Mpirun(Launch):
         status, text = self.run_to_end("mpirun.sh", "2", "a.yaml", plan=[], FARSPAN="/no/farspan")
         self.assertEqual(status, 2)
         self.assertIn("/no/farspan", text)
+
+
+# Two nodes of 8 cores, the hyperthreads of the first in a second run; GPUs 0, 1 hang on node 1.
+GPUS = ((0, "GPU-a", "00000000:1A:00.0", 1), (1, "GPU-b", "00000000:3B:00.0", 1),
+        (2, "GPU-c", "00000000:9C:00.0", 0), (3, "GPU-d", "00000001:D8:00.0", 0))
+
+
+class BindGpu(Launch):
+    def setUp(self):
+        super().setUp()
+        sys = self.state / "sys"
+        for node, cores in ((0, "0-3,8-11"), (1, "4-7,12-15")):
+            folder = sys / f"devices/system/node/node{node}"
+            folder.mkdir(parents=True)
+            (folder / "cpulist").write_text(cores + "\n")
+        for _, _, bus, node in GPUS:
+            folder = sys / "bus/pci/devices" / bus[4:].lower()
+            folder.mkdir(parents=True)
+            (folder / "numa_node").write_text(f"{node}\n")
+        lines = "\n".join(f"{i}, {uuid}, {bus}" for i, uuid, bus, _ in GPUS)
+        (self.state / "nvidia-smi").write_text(f"#!/bin/bash\ncat <<E\n{lines}\nE\n")
+        (self.state / "nvidia-smi").chmod(0o755)
+
+    def bound(self, rank, ranks, **extra):
+        text = subprocess.run(
+            [str(ROOT / "launch/bind_gpu.sh"), "true"], text=True, check=True,
+            stdout=subprocess.PIPE,
+            env={**self.environment, "FARSPAN_SYSFS": str(self.state / "sys"),
+                 "FARSPAN_BIND": "show", "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
+                 "OMPI_COMM_WORLD_LOCAL_SIZE": str(ranks), **extra}).stdout.strip()
+        return text.removeprefix(f"rank {rank}: ")
+
+    def test_one_rank_per_gpu(self):
+        self.assertEqual([self.bound(r, 4) for r in range(4)],
+                         ["GPU 00000000:1A:00.0, node 1, cores 4,5,6,7",
+                          "GPU 00000000:3B:00.0, node 1, cores 12,13,14,15",
+                          "GPU 00000000:9C:00.0, node 0, cores 0,1,2,3",
+                          "GPU 00000001:D8:00.0, node 0, cores 8,9,10,11"])
+
+    def test_alone(self):
+        self.assertEqual(self.bound(0, 1),
+                         "GPU 00000000:1A:00.0, node 1, cores 4,5,6,7,12,13,14,15")
+
+    def test_visible_devices(self):
+        for visible in ("2,0", "GPU-c,GPU-a", "2,0,9,1"):
+            self.assertEqual(
+                [self.bound(r, 3, CUDA_VISIBLE_DEVICES=visible) for r in range(3)],
+                ["GPU 00000000:9C:00.0, node 0, cores 0,1,2,3",
+                 "GPU 00000000:1A:00.0, node 1, cores 4,5,6,7,12,13,14,15",
+                 "GPU 00000000:9C:00.0, node 0, cores 8,9,10,11"])
+
+    def test_more_ranks_than_cores_share_the_node(self):
+        self.assertEqual(self.bound(0, 40, CUDA_VISIBLE_DEVICES="2"),
+                         "GPU 00000000:9C:00.0, node 0, cores 0,1,2,3,8,9,10,11")
+
+    def test_unbound_with_the_reason(self):
+        self.assertEqual(self.bound(0, 1, CUDA_VISIBLE_DEVICES=""), "unbound: no GPU")
+        (self.state / "sys/bus/pci/devices/0000:1a:00.0/numa_node").write_text("-1\n")
+        self.assertEqual(self.bound(0, 1), "unbound: the GPU's NUMA node is unknown")
+
+    def test_the_program_runs_and_its_exit_code_comes_through(self):
+        for bind in ("no", ""):
+            done = subprocess.run([str(ROOT / "launch/bind_gpu.sh"), "bash", "-c", "exit 75"],
+                                  env={**self.environment, "FARSPAN_BIND": bind,
+                                       "CUDA_VISIBLE_DEVICES": ""})
+            self.assertEqual(done.returncode, 75)
+
+    def test_usage(self):
+        done = subprocess.run([str(ROOT / "launch/bind_gpu.sh")], stderr=subprocess.PIPE, text=True)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("mpirun -np 8", done.stderr)
 
 
 class Supervise(Launch):
