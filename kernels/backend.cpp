@@ -25,6 +25,8 @@ std::vector<DeviceKind> built_backends() {
   return kinds;
 }
 
+int num_devices(DeviceKind kind) { return kind == DeviceKind::kCuda ? num_cuda_devices() : 1; }
+
 std::vector<DeviceFact> device_facts(DeviceKind kind) {
   if (kind == DeviceKind::kCuda) return cuda_facts();
   return {};

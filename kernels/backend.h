@@ -58,6 +58,10 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options);
 // Kinds that this build contains.
 std::vector<DeviceKind> built_backends();
 
+// Devices of a kind that this process may use: GPUs (CUDA_VISIBLE_DEVICES is respected); 1 for the
+// others.
+int num_devices(DeviceKind kind);
+
 // One thing to know about the devices of this machine, for people.
 struct DeviceFact {
   std::string name;   // "cuda driver"

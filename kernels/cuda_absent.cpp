@@ -5,6 +5,8 @@ namespace farspan {
 
 bool cuda_is_built() { return false; }
 
+int num_cuda_devices() { return 0; }
+
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
   throw Error(ExitCode::kUsage, {.what = "this build has no CUDA backend",
                                  .where = "device: cuda",

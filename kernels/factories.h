@@ -11,9 +11,10 @@ namespace farspan {
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 std::unique_ptr<Backend> make_dry_backend(const BackendOptions& options);
 
-// kernels/cuda/factory.cpp, or cuda_absent.cpp where the build has no CUDA: then the first is false
-// and the second throws Error(kUsage).
+// kernels/cuda/factory.cpp, or cuda_absent.cpp where the build has no CUDA: then the first is
+// false, the second 0, and the third throws Error(kUsage).
 bool cuda_is_built();
+int num_cuda_devices();
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 // Libraries, driver and devices (kernels/cuda/cuda_facts.cpp); empty without CUDA.
 std::vector<DeviceFact> cuda_facts();

@@ -11,6 +11,8 @@ void forget(cudaError_t status) noexcept {
   if (status != cudaSuccess) (void)cudaGetLastError();
 }
 
+void make_current(int device) { FARSPAN_CUDA(cudaSetDevice(device)); }
+
 }  // namespace
 
 DeviceCount count_devices() {
@@ -27,25 +29,43 @@ DeviceCount count_devices() {
                         : "no NVIDIA driver is loaded"};
 }
 
-CudaStream::CudaStream() {
+CudaStream::CudaStream(int device) : device_(device) {
+  make_current(device_);
   FARSPAN_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
 }
 
-CudaStream::~CudaStream() { forget(cudaStreamDestroy(stream_)); }
+CudaStream::~CudaStream() {
+  forget(cudaSetDevice(device_));
+  forget(cudaStreamDestroy(stream_));
+}
 
-void CudaStream::synchronize() { FARSPAN_CUDA(cudaStreamSynchronize(stream_)); }
+void CudaStream::synchronize() {
+  make_current(device_);
+  FARSPAN_CUDA(cudaStreamSynchronize(stream_));
+}
 
-CudaEvent::CudaEvent() { FARSPAN_CUDA(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+CudaEvent::CudaEvent(int device) : device_(device) {
+  make_current(device_);
+  FARSPAN_CUDA(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+}
 
-CudaEvent::~CudaEvent() { forget(cudaEventDestroy(event_)); }
+CudaEvent::~CudaEvent() {
+  forget(cudaSetDevice(device_));
+  forget(cudaEventDestroy(event_));
+}
 
-void CudaEvent::record(Stream& stream) { FARSPAN_CUDA(cudaEventRecord(event_, native(stream))); }
+void CudaEvent::record(Stream& stream) {
+  make_current(device_);
+  FARSPAN_CUDA(cudaEventRecord(event_, native(stream)));
+}
 
 void CudaEvent::order_before(Stream& stream) {
+  make_current(device_);
   FARSPAN_CUDA(cudaStreamWaitEvent(native(stream), event_, 0));
 }
 
 bool CudaEvent::reached() {
+  make_current(device_);
   const cudaError_t status = cudaEventQuery(event_);
   if (status == cudaErrorNotReady) {
     forget(status);
@@ -55,7 +75,10 @@ bool CudaEvent::reached() {
   return true;
 }
 
-void CudaEvent::synchronize() { FARSPAN_CUDA(cudaEventSynchronize(event_)); }
+void CudaEvent::synchronize() {
+  make_current(device_);
+  FARSPAN_CUDA(cudaEventSynchronize(event_));
+}
 
 cudaStream_t native(const Stream& stream) {
   auto* const queue = static_cast<cudaStream_t>(stream.native_handle());
@@ -63,41 +86,62 @@ cudaStream_t native(const Stream& stream) {
   return queue;
 }
 
-CudaDevice::CudaDevice(int index) : index_(index) { make_current(); }
+CudaDevice::CudaDevice(int index) : index_(index) { make_current(index_); }
 
-void CudaDevice::make_current() const { FARSPAN_CUDA(cudaSetDevice(index_)); }
+std::string CudaDevice::name() const {
+  cudaDeviceProp device{};
+  FARSPAN_CUDA(cudaGetDeviceProperties(&device, index_));
+  return device.name;
+}
+
+std::string CudaDevice::hardware_id() const {
+  cudaDeviceProp device{};
+  FARSPAN_CUDA(cudaGetDeviceProperties(&device, index_));
+  std::string text = "GPU-";
+  for (const char byte : device.uuid.bytes)
+    text += fmt::format("{:02x}", static_cast<unsigned char>(byte));
+  return text;
+}
+
+std::optional<DeviceMemory> CudaDevice::memory() const {
+  make_current(index_);
+  DeviceMemory bytes;
+  FARSPAN_CUDA(cudaMemGetInfo(&bytes.free, &bytes.total));
+  return bytes;
+}
 
 Buffer CudaDevice::allocate(std::size_t bytes) {
   if (bytes == 0) return {};
-  make_current();
+  make_current(index_);
   void* data = nullptr;
   FARSPAN_CUDA(cudaMalloc(&data, bytes));
   return Buffer(static_cast<std::byte*>(data), bytes, id(),
-                [](std::byte* p, std::size_t) { forget(cudaFree(p)); });
+                [device = index_](std::byte* p, std::size_t) {
+                  forget(cudaSetDevice(device));
+                  forget(cudaFree(p));
+                });
 }
 
 Buffer CudaDevice::allocate_host(std::size_t bytes) {
   if (bytes == 0) return {};
-  make_current();
+  make_current(index_);
   void* data = nullptr;
   FARSPAN_CUDA(cudaMallocHost(&data, bytes));
   return Buffer(static_cast<std::byte*>(data), bytes, {DeviceKind::kCpu, 0},
-                [](std::byte* p, std::size_t) { forget(cudaFreeHost(p)); });
+                [device = index_](std::byte* p, std::size_t) {
+                  forget(cudaSetDevice(device));
+                  forget(cudaFreeHost(p));
+                });
 }
 
 void CudaDevice::copy(std::byte* dst, const std::byte* src, std::size_t bytes, Stream& stream) {
   if (bytes == 0) return;
+  make_current(index_);
   FARSPAN_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, native(stream)));
 }
 
-std::unique_ptr<Stream> CudaDevice::make_stream() {
-  make_current();
-  return std::make_unique<CudaStream>();
-}
+std::unique_ptr<Stream> CudaDevice::make_stream() { return std::make_unique<CudaStream>(index_); }
 
-std::unique_ptr<Event> CudaDevice::make_event() {
-  make_current();
-  return std::make_unique<CudaEvent>();
-}
+std::unique_ptr<Event> CudaDevice::make_event() { return std::make_unique<CudaEvent>(index_); }
 
 }  // namespace farspan::cuda

@@ -5,8 +5,9 @@
 //   Buffer x = device.allocate(bytes);                  // at a multiple of 256 bytes
 //   device.copy(x.data(), host, x.bytes(), *stream);    // host memory may be pageable or pinned
 //
-// CUDA keeps a current device per thread: a thread other than the one that made the CudaDevice, or
-// one that uses several, launches kernels only after it has allocated or made a stream on this one.
+// CUDA keeps a current device per thread. Everything here makes its own device current first, so
+// any thread may use it (a thread that never did would wake up device 0). Kernels are launched by
+// the thread that made the CudaDevice, or by one that has used it and no other since.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -26,10 +27,9 @@ struct DeviceCount {
 // The GPUs that this process may use. Throws nothing for their absence.
 DeviceCount count_devices();
 
-// A queue of the current device.
 class CudaStream final : public Stream {
  public:
-  CudaStream();
+  explicit CudaStream(int device);
   ~CudaStream() override;
   CudaStream(const CudaStream&) = delete;
   CudaStream& operator=(const CudaStream&) = delete;
@@ -39,12 +39,13 @@ class CudaStream final : public Stream {
   cudaStream_t get() const { return stream_; }
 
  private:
+  int device_;
   cudaStream_t stream_ = nullptr;
 };
 
 class CudaEvent final : public Event {
  public:
-  CudaEvent();
+  explicit CudaEvent(int device);
   ~CudaEvent() override;
   CudaEvent(const CudaEvent&) = delete;
   CudaEvent& operator=(const CudaEvent&) = delete;
@@ -55,6 +56,7 @@ class CudaEvent final : public Event {
   void synchronize() override;
 
  private:
+  int device_;
   cudaEvent_t event_ = nullptr;
 };
 
@@ -67,6 +69,9 @@ class CudaDevice final : public Device {
   explicit CudaDevice(int index);
 
   DeviceId id() const override { return {DeviceKind::kCuda, index_}; }
+  std::string name() const override;
+  std::string hardware_id() const override;
+  std::optional<DeviceMemory> memory() const override;
   Buffer allocate(std::size_t bytes) override;
   Buffer allocate_host(std::size_t bytes) override;
   void copy(std::byte* dst, const std::byte* src, std::size_t bytes, Stream& stream) override;
@@ -74,8 +79,6 @@ class CudaDevice final : public Device {
   std::unique_ptr<Event> make_event() override;
 
  private:
-  void make_current() const;
-
   int index_;
 };
 

@@ -1,8 +1,11 @@
 // The CUDA backend's door. Until CudaKernels has every operation of kernels/kernels.h there is no
 // backend that could be handed out: the factory refuses and says what is missing.
+#include <cublasLt.h>
+
 #include <type_traits>
 
 #include "core/error.h"
+#include "kernels/checked.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/factories.h"
@@ -18,23 +21,68 @@ std::string names_where(bool written) {
   return names;
 }
 
+std::string describe(const cuda::CudaDevice& device) {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  return fmt::format("cuda:{}: {}, driver for CUDA {}.{}, cuBLASLt {}", device.id().index,
+                     device.name(), driver / 1000, driver % 1000 / 10, cublasLtGetVersion());
+}
+
+// A template, so that what an abstract class cannot do is not compiled while it is one.
+template <typename AllKernels>
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const BackendOptions& options)
+      : device_(options.device_index), stream_(device_.make_stream()) {
+    kernels_ = make_checked(std::make_unique<AllKernels>(device_), device_.id());
+    description_ = describe(device_);
+  }
+
+  Device& device() override { return device_; }
+  Kernels& kernels() override { return *kernels_; }
+  Stream& stream() override { return *stream_; }
+  std::string description() const override { return description_; }
+
+ private:
+  cuda::CudaDevice device_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<Kernels> kernels_;
+  std::string description_;
+};
+
+template <typename AllKernels>
+std::unique_ptr<Backend> make(const BackendOptions& options) {
+  if constexpr (std::is_abstract_v<AllKernels>)
+    throw Error(ExitCode::kUsage,
+                {.what = fmt::format("the CUDA backend of this version lacks {} (it has {})",
+                                     names_where(false), names_where(true)),
+                 .where = "device: cuda",
+                 .fix = "set device: cpu"});
+  else
+    return std::make_unique<CudaBackend<AllKernels>>(options);
+}
+
 }  // namespace
 
 bool cuda_is_built() { return true; }
 
-std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
-  static_assert(
-      std::is_abstract_v<cuda::CudaKernels>,
-      "every operation is written: make the backend here, as kernels/cpu/factory.cpp does");
+int num_cuda_devices() { return cuda::count_devices().devices; }
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
   const cuda::DeviceCount found = cuda::count_devices();
-  throw Error(
-      ExitCode::kUsage,
-      {.what = fmt::format(
-           "the CUDA backend of this version cannot train: it lacks {} (it has {}){}",
-           names_where(false), names_where(true),
-           found.devices > 0 ? "" : fmt::format("; nor is a GPU visible here: {}", found.reason)),
-       .where = "device: cuda",
-       .fix = "set device: cpu"});
+  if (found.devices == 0)
+    throw Error(
+        ExitCode::kUsage,
+        {.what = "no GPU can be used here: " + found.reason,
+         .where = "device: cuda",
+         .fix = "check the driver and CUDA_VISIBLE_DEVICES (nvidia-smi, farspan doctor), or "
+                "set device: cpu"});
+  if (options.device_index < 0 || options.device_index >= found.devices)
+    throw Error(ExitCode::kUsage, {.what = fmt::format("there is no GPU {}: {} can be used here",
+                                                       options.device_index, found.devices),
+                                   .where = "device: cuda",
+                                   .fix = "check CUDA_VISIBLE_DEVICES"});
+  return make<cuda::CudaKernels>(options);
 }
 
 }  // namespace farspan

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "core/tensor.h"
 
@@ -66,10 +68,23 @@ class Event {
   virtual void synchronize() {}
 };
 
+// Bytes of a device, those of other programs included.
+struct DeviceMemory {
+  std::size_t free = 0;
+  std::size_t total = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
   virtual DeviceId id() const = 0;
+  // "NVIDIA H200"; "" where description() of the backend says everything.
+  virtual std::string name() const { return {}; }
+  // Tells devices apart across the processes and machines of a job, whatever number each process
+  // gives them: a GPU's UUID. "" where the device is the host.
+  virtual std::string hardware_id() const { return {}; }
+  // nullopt where memory is the host's.
+  virtual std::optional<DeviceMemory> memory() const { return std::nullopt; }
   // Zero-filled on first use is not promised. Throws Error(kExhausted) when memory runs out.
   virtual Buffer allocate(std::size_t bytes) = 0;
   // Host memory that this device copies to and from fast (pinned for CUDA).

@@ -12,22 +12,16 @@ namespace {
 
 using ::testing::HasSubstr;
 
-TEST(CudaFactory, RefusesWithTheListOfWhatIsMissing) {
+TEST(CudaFactory, WithoutADeviceSaysWhatIsMissing) {
+  if (cuda::count_devices().devices > 0) GTEST_SKIP() << "this machine has a GPU";
+  EXPECT_EQ(num_devices(DeviceKind::kCuda), 0);
   try {
     make_backend({.kind = DeviceKind::kCuda});
-    FAIL() << "made a backend without " << cuda::operation_states().size() << " operations";
+    FAIL() << "made a backend without a device";
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), ExitCode::kUsage);
+    EXPECT_THAT(e.text().what, HasSubstr(cuda::count_devices().reason));
     EXPECT_THAT(e.text().fix, HasSubstr("device: cpu"));
-    const std::string& what = e.text().what;
-    const std::size_t lacks = what.find("lacks "), has = what.find("(it has ");
-    ASSERT_TRUE(lacks != std::string::npos && has != std::string::npos && lacks < has) << what;
-    for (const cuda::OperationState& state : cuda::operation_states())
-      EXPECT_THAT(state.written ? what.substr(has) : what.substr(lacks, has - lacks),
-                  HasSubstr(std::string(state.name)));
-    EXPECT_EQ(what.find("nor is a GPU visible") != std::string::npos,
-              cuda::count_devices().devices == 0)
-        << what;
   }
 }
 
