@@ -60,7 +60,9 @@ if ! [ -x "${program:=$here/../build/$preset/farspan}" ]; then
   fi
   exit 2
 fi
-if ! command -v mpirun >/dev/null; then
+mpirun="$here/../bin/mpirun" # of a bundle
+[ -x "$mpirun" ] || mpirun=mpirun
+if ! command -v "$mpirun" >/dev/null; then
   echo "mpirun.sh: no mpirun on PATH; run scripts/setup.sh" >&2
   exit 2
 fi
@@ -91,7 +93,7 @@ fi
 # A process group of its own: a Ctrl-C of the terminal must reach mpirun through the trap only, or
 # it would kill the ranks before they have saved.
 set -m
-mpirun "${options[@]}" "${binding[@]}" "$program" "$@" </dev/null &
+"$mpirun" "${options[@]}" "${binding[@]}" "$program" "$@" </dev/null &
 job=$!
 set +m
 
