@@ -15,8 +15,10 @@
 // Reductions add in ascending rank order, in f32 or f64 (bf16 is widened and rounded once), so the
 // result is bitwise equal on every rank, on every run and under every transport for CPU tensors.
 // Max and min carry a NaN on from any rank.
-// Buffers must stay untouched until wait(). Not thread-safe: one communicator belongs to one
-// thread; use duplicate() for another thread.
+// Tensors are the host's, or of the device of a communicator that was made for one (comm/factory.h,
+// comm/nccl.h): then an operation starts after the work that `stream` holds when it begins, and
+// wait() makes `stream` wait for it. Buffers must stay untouched until wait(). Not thread-safe: one
+// communicator belongs to one thread; use duplicate() for another thread.
 #pragma once
 
 #include <array>
@@ -147,6 +149,9 @@ class Communicator {
   // job's communicators throws Error(kCommunication). `reason` reaches people: through those
   // errors, or under MPI on stderr; leave it empty when the error has been printed already.
   virtual void abort(ExitCode code, std::string_view reason) noexcept = 0;
+
+  // Whether the job has failed, as far as is known here. Thread-safe.
+  virtual bool failed() const { return false; }
 
   virtual CommCounters counters() const = 0;
   virtual void reset_counters() = 0;

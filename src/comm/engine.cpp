@@ -13,18 +13,20 @@ void Engine::start(const std::shared_ptr<Operation>& operation) {
   added();
 }
 
-void Engine::poll() {
+bool Engine::poll() {
+  bool device = false;
   for (std::size_t i = 0;;) {
     std::shared_ptr<Operation> operation;
     {
       const std::lock_guard lock(mutex_);
-      if (i >= active_.size()) return;
+      if (i >= active_.size()) return device;
       operation = active_[i];
     }
     if (operation->advance()) {
       remove(*operation);
       changed();  // its owner may be another thread
     } else {
+      device = device || operation->awaits_device();
       ++i;
     }
   }
@@ -34,9 +36,9 @@ void Engine::wait(Operation& operation) {
   ++num_waiters_;
   for (std::int64_t round = 0; !operation.finished(); ++round) {
     const std::uint64_t seen = ticket();
-    poll();
+    const bool device = poll();
     if (operation.finished()) break;
-    rest(seen, round);
+    rest(seen, round, device);
   }
   --num_waiters_;
   operation.rethrow();

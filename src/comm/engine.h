@@ -19,8 +19,9 @@ class Engine {
   void start(const std::shared_ptr<Operation>& operation);
   // Blocks until the operation has finished; throws its error.
   void wait(Operation& operation);
-  // Moves every operation as far as it goes now.
-  void poll();
+  // Moves every operation as far as it goes now. True when one of them waits for a device: then
+  // nobody calls changed() when it can go on.
+  bool poll();
   // Lets go of an operation, finished or abandoned: it keeps this engine alive otherwise.
   void remove(const Operation& operation);
   // Something happened that rest() waits for.
@@ -29,8 +30,9 @@ class Engine {
  protected:
   // A number that differs after changed().
   virtual std::uint64_t ticket() const { return 0; }
-  // Called by a waiter after the poll that followed ticket(). `round` counts from 0 in each wait.
-  virtual void rest(std::uint64_t ticket, std::int64_t round) = 0;
+  // Called by a waiter after the poll that followed ticket() and returned `device`. `round` counts
+  // from 0 in each wait.
+  virtual void rest(std::uint64_t ticket, std::int64_t round, bool device) = 0;
   // An operation was added; called with mutex_ held.
   virtual void added() {}
 

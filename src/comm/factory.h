@@ -21,6 +21,22 @@ std::unique_ptr<Communicator> make_dry_communicator(int rank, int size);
 // ranks that wait for a rank that has returned get Error(kCommunication).
 void run_local_ranks(int size, const std::function<void(Communicator& world)>& body);
 
+struct StagingOptions {
+  std::size_t chunk_bytes = std::size_t{16} << 20;  // of an all_reduce, in pinned memory at once
+};
+
+// The group of `hosts` once more, for tensors of `device` and of the host in any mix: device
+// tensors go through pinned host memory on streams of the communicator's own (comm/staging.h), or
+// straight where MPI reads and writes device memory itself. Ranks may share a device. wait() blocks
+// until the data has arrived on the host, but never for other work of the device. Collective over
+// `hosts`, a communicator of this header's; `device` and the streams that operations are given must
+// outlive the result.
+std::unique_ptr<Communicator> make_staged_communicator(Communicator& hosts, Device& device,
+                                                       StagingOptions options = {});
+
+// Whether messages of these ranks are read from device memory, and written to it, by MPI itself.
+bool moves_device_memory(const Communicator& hosts);
+
 struct MpiOptions {
   // A thread that moves messages while the ranks compute (docs/adr/0003-communication-progress.md).
   // Off only to measure what it brings.

@@ -1,4 +1,4 @@
-// What a transport of CPU tensors supplies: bytes from rank to rank of one group, and the fate of
+// What a transport of host memory supplies: bytes from rank to rank of one group, and the fate of
 // the job. Collectives on top of it: comm/schedule.h, comm/operation.h.
 #pragma once
 
@@ -55,6 +55,10 @@ class Link {
   virtual std::unique_ptr<Link> split(std::span<const SplitPlace> places,
                                       std::uint64_t sequence) = 0;
 
+  // Whether transfers may name device memory. (CUDA-aware MPI.)
+  virtual bool moves_device_memory() const { return false; }
+
+  virtual bool failed() const = 0;
   // Throws SharedError(kCommunication, report = false) once the job has failed.
   virtual void check_job() const = 0;
   // Fails the job: every rank's check_job() throws from now on. `report`: the error is to be thrown

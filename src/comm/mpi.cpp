@@ -4,7 +4,10 @@
 // Beside the groups' messages there is one control communicator with a receive always open. On it a
 // rank tells all others that it has ended, or that the job has failed and why: MPI itself would let
 // them wait for ever in a receive or in MPI_Finalize.
+// clang-format off
 #include <mpi.h>
+#include <mpi-ext.h>  // after mpi.h
+// clang-format on
 #include <sched.h>
 
 #include <algorithm>
@@ -95,7 +98,7 @@ class MpiEngine final : public Engine {
   }
 
  protected:
-  void rest(std::uint64_t ticket, std::int64_t round) override;
+  void rest(std::uint64_t ticket, std::int64_t round, bool device) override;
   void added() override {
     if (blocked_) wake_.notify_one();
   }
@@ -239,7 +242,7 @@ class MpiJob {
   std::unique_ptr<MpiEngine> engine_;
 };
 
-void MpiEngine::rest(std::uint64_t, std::int64_t round) {
+void MpiEngine::rest(std::uint64_t, std::int64_t round, bool) {
   if (round % kRoundsPerLook == kRoundsPerLook - 1) {
     job_.poll_control(kControlInterval);
     if (round > kYieldRounds) std::this_thread::sleep_for(kWaiterSleep);
@@ -424,6 +427,9 @@ class MpiLink final : public Link {
     return std::make_unique<MpiLink>(job_, part, std::move(job_ranks));
   }
 
+  // A message from a GPU's memory or into it: known at run time only.
+  bool moves_device_memory() const override { return MPIX_Query_cuda_support() == 1; }
+  bool failed() const override { return job_->fate().failed(); }
   void check_job() const override { job_->fate().check(); }
   void announce(const Error& error, bool report) noexcept override { job_->fail(error, report); }
   [[noreturn]] void raise(const SharedError& error) override {

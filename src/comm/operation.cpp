@@ -95,11 +95,7 @@ bool Operation::advance() {
 void Operation::step() {
   if (!opened_) open();
   const bool agreed = check_calls();
-  while (!data_done_ && (data_ == nullptr || data_->poll())) {
-    plan_.schedule->end_phase(phase_, scratch_.data());
-    ++phase_;
-    data_done_ = !begin_phase();
-  }
+  advance_data();
   if (data_done_ && agreed) {
     close();
     finished_.store(true, std::memory_order_release);
@@ -109,7 +105,24 @@ void Operation::step() {
   check_peers();
 }
 
-// Sends this rank's call to its successor and to whom it states sizes, starts the first phase.
+void Operation::advance_data() {
+  while (!data_done_) {
+    if (!phase_begun_) {
+      const bool ready = plan_.schedule->ready();
+      awaits_device_.store(!ready, std::memory_order_relaxed);
+      if (!ready) return;
+      data_done_ = !begin_phase();
+      phase_begun_ = true;
+      continue;
+    }
+    if (data_ != nullptr && !data_->poll()) return;
+    plan_.schedule->end_phase(phase_, scratch_.data());
+    ++phase_;
+    phase_begun_ = false;
+  }
+}
+
+// Sends this rank's call to its successor and to whom it states sizes.
 void Operation::open() {
   opened_ = true;
   link_->check_job();
@@ -143,7 +156,6 @@ void Operation::open() {
   }
   const std::size_t scratch = plan_.schedule->scratch_bytes();
   if (scratch != 0) scratch_ = ledger_->take_scratch(scratch);
-  data_done_ = !begin_phase();
 }
 
 // True when every header has come; throws at the first that differs.
@@ -200,6 +212,7 @@ void Operation::close() noexcept {
 void Operation::fail(const SharedError& error) noexcept {
   error_.emplace(error);
   close();
+  plan_.schedule.reset();  // what it holds of a device must not outlive that
   finished_.store(true, std::memory_order_release);
 }
 

@@ -65,8 +65,12 @@ class Operation {
   // Moves as far as it goes now; true when finished (or failed). A second thread returns at once.
   bool advance();
   bool finished() const { return finished_.load(std::memory_order_acquire); }
+  // Whether it goes on once a device has done something, of which nobody tells.
+  bool awaits_device() const { return awaits_device_.load(std::memory_order_relaxed); }
   // Throws the error of an operation that has failed. After finished() only.
   void rethrow() const;
+  // After finished() without an error, on the owner's thread.
+  void arrive() { plan_.schedule->arrive(); }
   // Gives up an unfinished operation whose owner unwinds, and the job with it.
   void abandon() noexcept;
 
@@ -75,6 +79,7 @@ class Operation {
   void step();
   bool check_calls();
   void check_peers();
+  void advance_data();
   bool begin_phase();
   void close() noexcept;
   void fail(const SharedError& error) noexcept;
@@ -93,9 +98,11 @@ class Operation {
   std::unique_ptr<Flight> data_;
   int phase_ = 0;
   bool opened_ = false;
+  bool phase_begun_ = false;
   bool data_done_ = false;
   std::optional<SharedError> error_;
   std::atomic<bool> missed_{false};  // another thread found the mutex taken
+  std::atomic<bool> awaits_device_{false};
   std::atomic<bool> finished_{false};
 };
 

@@ -37,11 +37,17 @@ class Schedule {
   virtual ~Schedule() = default;
   // Memory that the schedule needs beside the caller's buffers.
   virtual std::size_t scratch_bytes() const { return 0; }
+  // Whether the memory that the next phase reads is there; false: to be asked again. Called before
+  // each begin_phase.
+  virtual bool ready() { return true; }
   // Appends the transfers of phase k; false when there is none. Called for k = 0, 1, ..., each
   // after end_phase(k - 1). Touches no memory: `scratch` and the buffers may be addresses only.
   virtual bool begin_phase(int k, std::byte* scratch, std::vector<Transfer>& transfers) = 0;
   // Local work once the transfers of phase k are done.
   virtual void end_phase(int k, std::byte* scratch);
+  // On the owner's thread, after the last phase: the caller's stream may use the results from now
+  // on.
+  virtual void arrive() {}
 };
 
 // Most bytes of scratch that a reduction uses, at any size of buffer.

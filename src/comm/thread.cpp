@@ -3,6 +3,7 @@
 // computes is not needed for its data to move.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <exception>
@@ -19,6 +20,9 @@
 namespace farspan {
 namespace {
 
+// Between two looks at a device that some operation waits for.
+constexpr std::chrono::microseconds kDeviceInterval{20};
+
 // Waiters sleep until something meets one of the rank's transfers.
 class ThreadEngine final : public Engine {
  public:
@@ -31,7 +35,7 @@ class ThreadEngine final : public Engine {
 
  protected:
   std::uint64_t ticket() const override { return count_.load(); }
-  void rest(std::uint64_t seen, std::int64_t round) override {
+  void rest(std::uint64_t seen, std::int64_t round, bool device) override {
     // Yielding first: where ranks share a core, the peer often needs just one turn.
     if (round < 16) {
       std::this_thread::yield();
@@ -39,7 +43,11 @@ class ThreadEngine final : public Engine {
     }
     ++num_sleepers_;
     std::unique_lock lock(sleep_mutex_);
-    wake_.wait(lock, [&] { return count_.load() != seen; });
+    const auto woken = [&] { return count_.load() != seen; };
+    if (device)
+      wake_.wait_for(lock, kDeviceInterval, woken);
+    else
+      wake_.wait(lock, woken);
     --num_sleepers_;
   }
 
@@ -257,6 +265,7 @@ class ThreadLink final : public Link {
                                         transport_);
   }
 
+  bool failed() const override { return hub_->job().fate().failed(); }
   void check_job() const override { hub_->job().fate().check(); }
   void announce(const Error& error, bool report) noexcept override {
     hub_->job().fail(job_rank(), error.text(), error.code(), report);

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include "comm/agree.h"
+#include "comm/device_mirror.h"
 #include "comm/factory.h"
 #include "comm/suite.h"
+#include "support/async_device.h"
 
 namespace farspan {
 namespace {
@@ -17,6 +19,18 @@ TEST(MpiTransport, Suite) {
     SCOPED_TRACE(fmt::format("{} on rank {}", check.name, world->rank()));
     check.run(*world);
   }
+}
+
+// Tensors of a device that no host pointer reaches, moved by the progress thread too.
+TEST(MpiTransport, SuiteOnADevice) {
+  testing::AsyncDevice device(static_cast<std::uint64_t>(world->rank() + 1));
+  for (const testing::Check& check : testing::all_checks()) {
+    SCOPED_TRACE(fmt::format("{} on rank {}", check.name, world->rank()));
+    testing::DeviceMirror mirror(
+        make_staged_communicator(*world, device, {.chunk_bytes = std::size_t{256} << 10}), device);
+    check.run(mirror);
+  }
+  EXPECT_EQ(device.pinned_bytes(), 0u);
 }
 
 // Beyond one piece of a rendezvous message, all at once in both directions.
