@@ -28,6 +28,7 @@ struct BackendOptions {
   int num_threads = 1;             // CPU threads of this rank
   CpuIsa cpu_isa = CpuIsa::kAuto;  // a test or a user may force a lower one
   AttentionKernel attention_kernel = AttentionKernel::kAuto;  // CUDA only
+  DeviceKind dry_target = DeviceKind::kCpu;  // dry: the kind of device that it stands for
 };
 
 // What a pass has asked of the kernels (dry backend; others return zeros).
@@ -47,6 +48,8 @@ class Backend {
   virtual Stream& stream() = 0;
   // One line a person can read: "cpu: avx512_bf16 attention, oneDNN 2.6.3 matmul, 2 threads".
   virtual std::string description() const = 0;
+  // The kind of device whose choices (sizes of chunks) apply; dry backends stand for another.
+  virtual DeviceKind target() { return device().id().kind; }
   virtual WorkCounters work() const { return {}; }
   virtual void reset_work() {}
 };

@@ -7,7 +7,8 @@ namespace {
 
 class DryBackend final : public Backend {
  public:
-  DryBackend() : device_(make_dry_device()), stream_(device_->make_stream()) {
+  explicit DryBackend(DeviceKind target)
+      : target_(target), device_(make_dry_device()), stream_(device_->make_stream()) {
     auto counting = std::make_unique<dry::DryKernels>();
     counting_ = counting.get();
     kernels_ = make_checked(std::move(counting), device_->id());
@@ -19,10 +20,12 @@ class DryBackend final : public Backend {
   std::string description() const override {
     return "dry: checks shapes, counts, computes nothing";
   }
+  DeviceKind target() override { return target_; }
   WorkCounters work() const override { return counting_->work(); }
   void reset_work() override { counting_->reset_work(); }
 
  private:
+  DeviceKind target_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;
   dry::DryKernels* counting_ = nullptr;  // owned by kernels_
@@ -31,8 +34,8 @@ class DryBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_dry_backend(const BackendOptions&) {
-  return std::make_unique<DryBackend>();
+std::unique_ptr<Backend> make_dry_backend(const BackendOptions& options) {
+  return std::make_unique<DryBackend>(options.dry_target);
 }
 
 }  // namespace farspan

@@ -15,10 +15,11 @@ Arena::Scope::~Scope() {
 }
 
 Arena::Arena(Device& device, std::size_t capacity, std::string name)
-    : name_(std::move(name)),
-      device_(device.id()),
-      buffer_(device.allocate(std::max(capacity, kAlignment))) {
-}  // so that empty tensors are defined
+    // Never nothing, so that empty tensors are defined.
+    : Arena(device.allocate(std::max(capacity, kAlignment)), std::move(name)) {}
+
+Arena::Arena(Buffer buffer, std::string name)
+    : name_(std::move(name)), device_(buffer.device()), buffer_(std::move(buffer)) {}
 
 Tensor Arena::take(DType dtype, Shape shape, std::string_view name) {
   const std::size_t bytes = static_cast<std::size_t>(shape.numel()) * size_of(dtype);

@@ -45,6 +45,8 @@ class Arena {
 
   // `capacity` in bytes. An arena on the dry device records which items make up its peak.
   Arena(Device& device, std::size_t capacity, std::string name);
+  // Over memory of another origin, such as Device::allocate_host.
+  Arena(Buffer buffer, std::string name);
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "model/linear.h"
+#include "model/token_tiles.h"
 
 namespace farspan {
 
@@ -30,15 +31,14 @@ class LossHead {
   // logits (T, V) f32 of few rows.
   void logits(Tensor x, Tensor logits, const StepContext& ctx) const;
 
-  // Rows of a chunk: about 32 MiB of f32 logits, at least 64 and at most 4096 rows.
-  std::int64_t chunk_rows() const;
+  // Rows of a chunk on this kind of device. CPU: about 32 MiB of f32 logits, at least 64 rows.
+  // CUDA: at most 768 MiB of f32 logits and bf16 gradients, since a GPU's matmul wants 1k rows and
+  // more.
+  std::int64_t chunk_rows(DeviceKind device) const;
 
  private:
   void norm(Tensor x, Tensor y, Tensor rstd, const StepContext& ctx) const;
-  // Chunks of `tokens` rows: the most rows that one has, and where the one that begins at `row`
-  // ends. In invariant mode a chunk is a block of tokens.
-  std::int64_t largest_chunk(std::int64_t tokens, const StepContext& ctx) const;
-  std::int64_t chunk_end(std::int64_t row, std::int64_t tokens, const StepContext& ctx) const;
+  TokenTiles chunks(std::int64_t tokens, const StepContext& ctx) const;
 
   Parameter* gain_;
   Parameter* head_;

@@ -60,15 +60,31 @@ void Transformer::forward_backward(const TokenTensors& batch, const LossSums& su
   auto scratch_scope = ctx.scratch.scope();
   const Shape stream{batch.tokens.shape[0], config_.hidden_size()};
   const RopeTables rope = rope_tables(batch, ctx.saved, ctx);
-  Tensor x = ctx.saved.take(compute_, stream, "block.input");
+  const int num_layers = static_cast<int>(blocks_.size());
+  HostStash* stash = policy.offloads() ? ctx.stash : nullptr;
+  FARSPAN_CHECK(policy.offloads() == (stash != nullptr), "a policy that offloads, and no stash");
+  if (stash != nullptr) stash->begin(num_layers + 1, ctx.saved, ctx.stream());
+  // Layer i's input; that of layer num_layers is the loss head's.
+  const bool input_offloaded = policy.of(Activation::kInput) == Keep::kOffload;
+  constexpr const char* kInput = "block.input";
+  const auto take_input = [&](int layer) {
+    return input_offloaded ? stash->take(kInput, layer, compute_, stream)
+                           : ctx.saved.take(compute_, stream, kInput);
+  };
+  const auto input_written = [&](int layer) {
+    if (input_offloaded) stash->put(kInput, layer);
+  };
+  Tensor x = take_input(0);
   ctx.kernels().embedding_forward({.ids = batch.tokens, .table = embedding_->working, .out = x},
                                   ctx.stream());
+  input_written(0);
   std::vector<Block::Saved> saved;
   saved.reserve(blocks_.size());
-  for (const Block& block : blocks_) {
-    const Tensor out = ctx.saved.take(compute_, stream, "block.input");
+  for (int i = 0; i < num_layers; ++i) {
+    const Tensor out = take_input(i + 1);
     auto section = ctx.trace.section("forward.blocks");
-    saved.push_back(block.forward(x, out, rope, policy, ctx));
+    saved.push_back(blocks_[static_cast<std::size_t>(i)].forward(x, out, rope, policy, ctx));
+    input_written(i + 1);
     x = out;
   }
   const Tensor grad = ctx.scratch.take(compute_, stream, "block.grad");
@@ -76,10 +92,15 @@ void Transformer::forward_backward(const TokenTensors& batch, const LossSums& su
     auto section = ctx.trace.section("loss_head");
     head_->forward_backward(x, batch.labels, grad, sums, ctx);
   }
-  for (std::size_t i = blocks_.size(); i-- > 0;) {
+  if (stash != nullptr) stash->release(num_layers);
+  for (int i = num_layers; i-- > 0;) {
     auto section = ctx.trace.section("backward.blocks");
-    blocks_[i].backward(saved[i], grad, rope, ctx);
+    if (stash != nullptr) stash->arrive(i);
+    blocks_[static_cast<std::size_t>(i)].backward(saved[static_cast<std::size_t>(i)], grad, rope,
+                                                  ctx);
+    if (stash != nullptr) stash->release(i);
   }
+  if (stash != nullptr) stash->end();
   ctx.kernels().embedding_backward({.ids = batch.tokens, .dout = grad, .dtable = embedding_->grad},
                                    ctx.stream());
 }

@@ -5,6 +5,7 @@
 
 #include "comm/communicator.h"
 #include "core/arena.h"
+#include "core/host_stash.h"
 #include "core/trace.h"
 #include "kernels/backend.h"
 #include "parallel/attention_plan.h"
@@ -24,6 +25,9 @@ struct StepContext {
   // Invariant mode: borders of this rank's blocks of tokens, 0 first and the number of local tokens
   // last. Sums over tokens are taken block by block. Empty otherwise.
   std::span<const std::int64_t> row_blocks = {};
+  // Most tokens that an MLP and the projections around attention take at a time.
+  std::int64_t token_tile = 8192;
+  HostStash* stash = nullptr;  // with a policy that offloads
 
   Kernels& kernels() const { return backend.kernels(); }
   Stream& stream() const { return backend.stream(); }

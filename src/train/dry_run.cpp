@@ -18,6 +18,12 @@ std::string human_bytes(double bytes) {
   return {};
 }
 
+std::unique_ptr<Backend> make_dry_backend_for(const config::RunConfig& config) {
+  return make_backend(
+      {.kind = DeviceKind::kDry,
+       .dry_target = config.device() == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu});
+}
+
 // With layout `balanced` a place of the ring may hold up to kTokenCap times its share, and more
 // where whole tokens do not allow less: room for the former is made beforehand (MemoryProbe finds
 // the latter).
@@ -49,7 +55,8 @@ ArenaSizes dry_sizes(const config::RunConfig& config) {
           .optimizer = 8 * n + kTables,
           .activations = kDryCapacity / 2,
           .scratch = kDryCapacity / 4,
-          .batch = kDryCapacity / 256};
+          .batch = kDryCapacity / 256,
+          .host = kDryCapacity / 2};
 }
 
 }  // namespace
@@ -57,7 +64,7 @@ ArenaSizes dry_sizes(const config::RunConfig& config) {
 // A rank on the dry backend.
 struct MemoryProbe::Model {
   Model(const config::RunConfig& config, int rank, int num_ranks, const ArenaSizes& sizes)
-      : backend(make_backend({.kind = DeviceKind::kDry})),
+      : backend(make_dry_backend_for(config)),
         world(make_dry_communicator(rank, num_ranks)),
         mesh(make_mesh(config, *world)),
         engine(config, *backend, mesh, sizes, trace) {}
@@ -74,7 +81,8 @@ MemoryProbe::MemoryProbe(const config::RunConfig& config, int rank, int num_rank
   // Thread ranks share one address space, which arenas without limit would soon fill.
   const auto roomy = [](std::size_t bytes) { return 64 * bytes + (std::size_t{1} << 30); };
   ArenaSizes room = sizes;
-  for (std::size_t* bytes : {&room.activations, &room.scratch, &room.batch}) *bytes = roomy(*bytes);
+  for (std::size_t* bytes : {&room.activations, &room.scratch, &room.batch, &room.host})
+    *bytes = roomy(*bytes);
   model_ = std::make_unique<Model>(config, rank, num_ranks, room);
 }
 MemoryProbe::~MemoryProbe() = default;
@@ -91,7 +99,7 @@ PassMemory MemoryProbe::evaluate(const MicroBatch& micro) {
 }
 
 DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
-  const auto backend = make_backend({.kind = DeviceKind::kDry});
+  const auto backend = make_dry_backend_for(config);
   const auto world = make_dry_communicator(rank, num_ranks);
   const Mesh mesh = make_mesh(config, *world);
   Trace trace;
@@ -133,7 +141,8 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
                   .optimizer = bytes(2),
                   .activations = bytes(3),
                   .scratch = bytes(4),
-                  .batch = bytes(5)};
+                  .batch = bytes(5),
+                  .host = report.arenas.size() > 6 ? bytes(6) : 0};
   report.checkpoint_bytes = Snapshot(engine, *world).bytes();
   return report;
 }

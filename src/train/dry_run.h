@@ -29,9 +29,10 @@ struct DryRunReport {
 
   std::size_t checkpoint_bytes = 0;  // host copy of this rank's share of a checkpoint
 
-  // On the device; the checkpoint's copy lies in host memory.
-  std::size_t device_bytes() const { return sizes.total(); }
-  std::size_t total_bytes() const { return sizes.total() + checkpoint_bytes; }
+  std::size_t device_bytes() const { return sizes.on_device(); }
+  // In host memory where the device is a GPU; on a CPU it is all one.
+  std::size_t host_bytes() const { return sizes.host + checkpoint_bytes; }
+  std::size_t total_bytes() const { return device_bytes() + host_bytes(); }
 };
 
 // One optimizer step, and one evaluation pass if the run evaluates, of `rank` of `num_ranks`. Every

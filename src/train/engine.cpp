@@ -37,6 +37,7 @@ Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& me
       trace_(trace),
       compute_(compute_dtype(config)),
       policy_(RecomputePolicy::from(config.train().recompute())),
+      token_tile_(config.train().token_tile()),
       seed_(config.seed()),
       weights_(backend.device(), sizes.weights, "weights"),
       gradients_(backend.device(), sizes.gradients, "gradients"),
@@ -46,6 +47,7 @@ Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& me
       batch_(std::make_unique<Arena>(backend.device(), sizes.batch, "batch")),
       attention_(make_attention(config.parallel().attention(), config.parallel().invariant())),
       model_(config.model(), compute_, parameters_, *attention_) {
+  if (policy_.offloads()) stash_ = std::make_unique<HostStash>(backend.device(), sizes.host);
   parameters_.allocate({weights_, gradients_, &optimizer_states_}, compute_);
   model_.allocate(weights_, backend_);
   optimizer_ = std::make_unique<AdamW>(config.optimizer(), optimizer_parameters(parameters_));
@@ -74,10 +76,15 @@ bool Engine::reserve(const PassMemory& memory) {
   grow(activations_, memory.activations);
   grow(scratch_, memory.scratch);
   grow(batch_, memory.batch);
+  if (stash_ && memory.host > stash_->host().capacity()) {
+    stash_.reset();
+    stash_ = std::make_unique<HostStash>(backend_.device(), memory.host);
+    grown = true;
+  }
   return grown;
 }
 
-std::size_t Engine::bytes_with(const PassMemory& memory) const {
+std::size_t Engine::device_bytes_with(const PassMemory& memory) const {
   return weights_.capacity() + gradients_.capacity() + optimizer_states_.capacity() +
          std::max(activations_->capacity(), memory.activations) +
          std::max(scratch_->capacity(), memory.scratch) +
@@ -87,7 +94,8 @@ std::size_t Engine::bytes_with(const PassMemory& memory) const {
 PassMemory Engine::pass_memory() const {
   return {.activations = activations_->high_water(),
           .scratch = scratch_->high_water(),
-          .batch = batch_->high_water()};
+          .batch = batch_->high_water(),
+          .host = stash_ ? stash_->host().high_water() : 0};
 }
 
 StepContext Engine::context(const MicroBatch& micro_batch) const {
@@ -98,7 +106,9 @@ StepContext Engine::context(const MicroBatch& micro_batch) const {
           .mesh = mesh_,
           .plans = micro_batch.plans,
           .trace = trace_,
-          .row_blocks = micro_batch.row_blocks};
+          .row_blocks = micro_batch.row_blocks,
+          .token_tile = token_tile_,
+          .stash = stash_.get()};
 }
 
 TokenTensors Engine::upload(const MicroBatch& micro_batch) {
@@ -184,8 +194,10 @@ EvalResult Engine::read_evaluation() {
 }
 
 std::vector<const Arena*> Engine::arenas() const {
-  return {&weights_,          &gradients_,    &optimizer_states_,
-          activations_.get(), scratch_.get(), batch_.get()};
+  std::vector<const Arena*> out{&weights_,          &gradients_,    &optimizer_states_,
+                                activations_.get(), scratch_.get(), batch_.get()};
+  if (stash_) out.push_back(&stash_->host());
+  return out;
 }
 
 }  // namespace farspan

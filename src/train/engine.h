@@ -31,8 +31,9 @@ struct ArenaSizes {
   std::size_t activations = kDryCapacity;  // kept from forward to backward
   std::size_t scratch = kDryCapacity;      // temporaries, transfer buffers
   std::size_t batch = kDryCapacity;        // tokens
+  std::size_t host = kDryCapacity;         // offloaded activations, in (pinned) host memory
 
-  std::size_t total() const {
+  std::size_t on_device() const {
     return weights + gradients + optimizer + activations + scratch + batch;
   }
 };
@@ -74,8 +75,8 @@ class Engine {
   // documents. Between passes only; not collective. Returns whether something grew. Throws
   // Error(kExhausted).
   bool reserve(const PassMemory& memory);
-  // Bytes of all arenas once reserve(memory) has run.
-  std::size_t bytes_with(const PassMemory& memory) const;
+  // Bytes of all arenas on the device once reserve(memory) has run.
+  std::size_t device_bytes_with(const PassMemory& memory) const;
   // The most that passes have taken so far.
   PassMemory pass_memory() const;
 
@@ -94,6 +95,7 @@ class Engine {
   AdamW& optimizer() { return *optimizer_; }
   Backend& backend() { return backend_; }
   DType compute() const { return compute_; }
+  // Those on the device, and where activations are offloaded that in host memory, last.
   std::vector<const Arena*> arenas() const;
 
  private:
@@ -111,9 +113,11 @@ class Engine {
   Trace& trace_;
   DType compute_;
   RecomputePolicy policy_;
+  std::int64_t token_tile_;
   std::uint64_t seed_;
   Arena weights_, gradients_, optimizer_states_;
   std::unique_ptr<Arena> activations_, scratch_, batch_;  // empty between passes
+  std::unique_ptr<HostStash> stash_;                      // with a policy that offloads
   std::unique_ptr<Attention> attention_;
   ParameterStore parameters_;
   Transformer model_;

@@ -11,6 +11,7 @@ class InvariantStep::BlockBackend final : public Backend {
   BlockKernels& kernels() override { return kernels_; }
   Stream& stream() override { return inner_.stream(); }
   std::string description() const override { return inner_.description() + ", block by block"; }
+  DeviceKind target() override { return inner_.target(); }
   WorkCounters work() const override { return inner_.work(); }
   void reset_work() override { inner_.reset_work(); }
 

@@ -12,6 +12,10 @@ constexpr const char* kAdvice =
     "raise parallel.context, lower train.micro_batch or train.sequence_length, or set "
     "train.recompute: full+attention (--dry-run shows what needs how much)";
 
+constexpr const char* kHostAdvice =
+    "set train.recompute: full+attention (offload keeps activations in host memory), or raise "
+    "parallel.context (--dry-run shows what needs how much)";
+
 // Four digits, so that neither side of a close comparison, nor a small one, reads as equal or zero.
 std::string size_text(std::size_t bytes) {
   const auto b = static_cast<double>(bytes);
@@ -41,16 +45,18 @@ void check_memory(const DryRunReport& report, const config::RunConfig& config,
                                      size_text(report.device_bytes()), size_text(limit)),
                  .where = "device_memory",
                  .fix = kAdvice});
-  if (config.device() != "cpu") return;
   if (ranks_on_machine < 1) return;  // a dry run of another machine
-  const std::size_t needed = report.total_bytes() * static_cast<std::size_t>(ranks_on_machine);
+  const bool gpu = config.device() == "cuda";
+  const std::size_t each = gpu ? report.host_bytes() : report.total_bytes();
+  const std::size_t needed = each * static_cast<std::size_t>(ranks_on_machine);
   const auto available = available_host_memory();
   if (available && needed > *available)
-    throw Error(ExitCode::kExhausted,
-                {.what = fmt::format("{} rank(s) of {} need {}; this machine has {} left",
-                                     ranks_on_machine, size_text(report.total_bytes()),
-                                     size_text(needed), size_text(*available)),
-                 .fix = kAdvice});
+    throw Error(
+        ExitCode::kExhausted,
+        {.what = fmt::format("{} rank(s) of {}{} need {}; this machine has {} left",
+                             ranks_on_machine, size_text(each), gpu ? " beside their GPUs" : "",
+                             size_text(needed), size_text(*available)),
+         .fix = gpu ? kHostAdvice : kAdvice});
 }
 
 void check_growth(std::size_t device_bytes, const config::RunConfig& config) {

@@ -13,8 +13,9 @@ namespace farspan {
 // nullopt where that cannot be read.
 std::optional<std::size_t> available_host_memory();
 
-// Throws Error(kDoesNotFit) when the rank's arenas exceed device_memory, and Error(kExhausted) when
-// the ranks of this machine (0: not asked) together exceed what the machine has left.
+// Throws Error(kDoesNotFit) when what the rank needs on its device exceeds device_memory, and
+// Error(kExhausted) when what the ranks of this machine (0: not asked) need of its memory exceeds
+// what is left: on a CPU everything, beside a GPU what lies in host memory.
 void check_memory(const DryRunReport& report, const config::RunConfig& config,
                   int ranks_on_machine);
 

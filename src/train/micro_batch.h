@@ -38,6 +38,7 @@ struct Sharding {
 // Bytes that a pass over a micro-batch takes from the arenas that passes use; zeros: not asked for.
 struct PassMemory {
   std::size_t activations = 0, scratch = 0, batch = 0;
+  std::size_t host = 0;  // offloaded activations
 };
 
 struct MicroBatch {

@@ -289,12 +289,13 @@ class Trainer {
 
   // Batches differ in what they need where the layout or the mask follows the documents.
   void reserve(const PassMemory& memory) {
-    check_growth(engine_->bytes_with(memory), config_);
+    check_growth(engine_->device_bytes_with(memory), config_);
     if (engine_->reserve(memory))
       log_.info(
           "step {}: a batch needs more memory than the first look said: {:.1f} MiB for passes",
           step_ + 1,
-          static_cast<double>(memory.activations + memory.scratch + memory.batch) / (1 << 20));
+          static_cast<double>(memory.activations + memory.scratch + memory.batch + memory.host) /
+              (1 << 20));
   }
 
   double exposed_seconds() const {

@@ -342,7 +342,6 @@ TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
       {"model.rope.scaling.type=yarn", "use none"},
       {"model.rope.scaling.factor=2", "leave"},
       {"data.packing=best_fit", "use concat"},
-      {"train.recompute=offload", "full+attention"},
       {"parallel.zero=1", "use 0"},
       {"parallel.attention_kernel=cudnn", "auto or own"},
       {"parallel.deterministic=false", "use true"},

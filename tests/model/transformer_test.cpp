@@ -441,10 +441,10 @@ TEST(Engine, GrowthStaysWithinDeviceMemory) {
   Trace trace;
   const ArenaSizes sizes = dry_run(config, 0, 1).sizes;
   const Engine engine(config, *backend, mesh, sizes, trace);
-  EXPECT_EQ(engine.bytes_with({}), sizes.total());
+  EXPECT_EQ(engine.device_bytes_with({}), sizes.on_device());
   const std::size_t grown =
-      engine.bytes_with({.activations = 0, .scratch = sizes.scratch + 1000, .batch = 0});
-  EXPECT_EQ(grown, sizes.total() + 1000);
+      engine.device_bytes_with({.activations = 0, .scratch = sizes.scratch + 1000, .batch = 0});
+  EXPECT_EQ(grown, sizes.on_device() + 1000);
 
   EXPECT_NO_THROW(check_growth(grown, config));  // no limit given
   config.set_device_memory(static_cast<std::int64_t>(grown));
