@@ -5,7 +5,7 @@
 //
 // Two kernels share the work:
 //   forward_tensor_cores.h   bf16 on mma.sync, head dims that are multiples of 8 up to 256, ALiBi
-//   attention_any.h          everything: f32, any head dim, xPos; one multiply-add at a time
+//   any_shape.h              everything: f32, any head dim, xPos; one multiply-add at a time
 //
 // Both keep a row's state between calls in one form, so that hops of one row may differ in kernel:
 //   row_max   m log2(e), where m is the largest of scale q.k - slope p so far; -inf: no key yet

@@ -1,0 +1,8 @@
+#include "kernels/cuda/attention/backward_block.cuh"
+
+namespace farspan::cuda {
+
+template void launch_backward<128, BackwardPart::kAll>(const BackwardCall&, const DeviceSchedule&,
+                                                       cudaStream_t);
+
+}  // namespace farspan::cuda
