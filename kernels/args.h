@@ -247,6 +247,9 @@ struct AttentionBackwardArgs {
       false;  // as in AttentionForwardArgs, for dq, dk and dv: sums grow in slice order
   // false: a backend may add to dq in any order, where that is faster.
   bool deterministic = true;
+  // (Tq, Hq, D) compute: what forward wrote. Undefined where the caller has it elsewhere; read by
+  // libraries that form delta themselves.
+  Tensor out = {};
 };
 
 // ---- copies between layouts, exact sums -----------------------------------------------------

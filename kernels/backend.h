@@ -50,6 +50,9 @@ class Backend {
   virtual std::string description() const = 0;
   // The kind of device whose choices (sizes of chunks) apply; dry backends stand for another.
   virtual DeviceKind target() { return device().id().kind; }
+  // What became known since the last call and is worth a line in the log: which attention kernel
+  // took the calls, and why.
+  virtual std::vector<std::string> take_notes() { return {}; }
   virtual WorkCounters work() const { return {}; }
   virtual void reset_work() {}
 };

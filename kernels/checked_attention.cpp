@@ -101,12 +101,13 @@ void Checked::attention_backward(const AttentionBackwardArgs& args, Stream& stre
   rule.shaped(args.dout, "dout", dtype, args.q.shape);
   rule.shaped(args.lse, "lse", DType::kF32, rows);
   rule.shaped(args.delta, "delta", DType::kF32, rows);
+  if (args.out.defined()) rule.shaped(args.out, "out", dtype, args.q.shape);
   rule.shaped(args.dq, "dq", DType::kF32, args.q.shape);
   rule.shaped(args.dk, "dk", DType::kF32, args.k.shape);
   rule.shaped(args.dv, "dv", DType::kF32, args.k.shape);
-  const std::initializer_list<NamedTensor> inputs{{args.q, "q"},     {args.k, "k"},
-                                                  {args.v, "v"},     {args.dout, "dout"},
-                                                  {args.lse, "lse"}, {args.delta, "delta"}};
+  const std::initializer_list<NamedTensor> inputs{
+      {args.q, "q"},     {args.k, "k"},         {args.v, "v"},    {args.dout, "dout"},
+      {args.lse, "lse"}, {args.delta, "delta"}, {args.out, "out"}};
   rule.apart(args.dq, "dq", inputs);
   rule.apart(args.dk, "dk", inputs);
   rule.apart(args.dv, "dv", inputs);

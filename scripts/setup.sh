@@ -94,12 +94,50 @@ install_packages() {
   done
 }
 
+have_nvcc() { command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; }
+
 report_cuda() {
-  if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
+  if have_nvcc; then
     say "nvcc found: the cuda preset can be built (cmake --preset cuda)"
   else
     say "no nvcc on PATH or in /usr/local/cuda/bin: the cuda preset is skipped (the CPU build needs none)"
   fi
+}
+
+# The headers of NVIDIA's cuDNN frontend (MIT and Apache 2.0), which the cuda preset compiles attention
+# through cuDNN with. They come in a Python wheel; its other contents are left out. Any Python does.
+# The version is that of scripts/cmake/cuda.cmake.
+cudnn_frontend_version=1.32.0
+install_cudnn_frontend() {
+  local folder="${XDG_CACHE_HOME:-$HOME/.cache}/farspan/cudnn-frontend/$cudnn_frontend_version"
+  have_nvcc || return 0
+  if [ -f "$folder/include/cudnn_frontend.h" ]; then
+    say "cuDNN's frontend headers $cudnn_frontend_version are in $folder"
+    return
+  fi
+  if [ "$check" = yes ]; then
+    say "missing (optional): cuDNN's frontend headers $cudnn_frontend_version; without them the cuda preset has its own attention kernels only"
+    return
+  fi
+  python3 -m pip --version >/dev/null 2>&1 || install python3-pip
+  say "fetching cuDNN's frontend headers $cudnn_frontend_version"
+  local fresh
+  mkdir -p "$folder"
+  fresh=$(mktemp -d "$folder.XXXXXX")
+  if python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+      --python-version 3.11 --platform manylinux_2_28_x86_64 --dest "$fresh" \
+      "nvidia-cudnn-frontend==$cudnn_frontend_version" &&
+    python3 -c '
+import glob, sys, zipfile
+with zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0]) as wheel:
+    wheel.extractall(sys.argv[1], [n for n in wheel.namelist()
+                                   if n.startswith("include/") or "LICENSE" in n or "NOTICE" in n])
+' "$fresh" && mv "$fresh/include" "$folder/"; then
+    mv "$fresh"/*.dist-info "$folder/licenses" 2>/dev/null || true
+  else
+    say "warning: cuDNN's frontend headers cannot be had; the cuda preset then has its own attention kernels only"
+  fi
+  rm -rf "$fresh"
 }
 
 install_bench() {
@@ -121,5 +159,6 @@ install_bench() {
 need_dpkg
 install_packages
 report_cuda
+install_cudnn_frontend
 if [ "$bench" = yes ]; then install_bench; fi
 say "done"

@@ -2,6 +2,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/attention/cudnn_engine.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/factories.h"
 
@@ -43,6 +44,11 @@ std::vector<DeviceFact> cuda_facts() {
                          ? describe(device)
                          : fmt::format("cannot be asked: {}", cudaGetErrorString(status))});
   }
+  const cuda::CudnnFacts cudnn = cuda::cudnn_facts();
+  facts.push_back({"cudnn", cudnn.absent.empty()
+                                ? fmt::format("{}.{}.{}, for attention", cudnn.version / 10000,
+                                              cudnn.version / 100 % 100, cudnn.version % 100)
+                                : cudnn.absent});
   (void)cudaGetLastError();  // what failed above has been said
   return facts;
 }

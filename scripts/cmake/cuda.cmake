@@ -21,5 +21,27 @@ find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR} REQUIRED)
 add_library(farspan_nccl INTERFACE)
 target_include_directories(farspan_nccl SYSTEM INTERFACE ${NCCL_INCLUDE_DIR} ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(farspan_nccl INTERFACE ${NCCL_LIBRARY} CUDA::cudart_static)
+# Attention through cuDNN: its headers, and those of its frontend, which scripts/setup.sh puts into the
+# cache folder. Where one is absent the build has its own kernels only. The library is loaded at run time.
+option(FARSPAN_CUDNN "Attention through cuDNN as well as by our own kernels" ON)
+set(FARSPAN_CUDNN_FRONTEND_VERSION 1.32.0) # that of scripts/setup.sh
+set(cache $ENV{XDG_CACHE_HOME})
+if(NOT cache)
+  set(cache $ENV{HOME}/.cache)
+endif()
+find_path(CUDNN_INCLUDE_DIR cudnn.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+find_path(CUDNN_FRONTEND_INCLUDE_DIR cudnn_frontend.h
+  HINTS ${cache}/farspan/cudnn-frontend/${FARSPAN_CUDNN_FRONTEND_VERSION}/include)
+if(FARSPAN_CUDNN AND NOT CUDNN_INCLUDE_DIR)
+  message(WARNING "no cudnn.h: the build has its own attention kernels only (install cuDNN 9 for CUDA)")
+elseif(FARSPAN_CUDNN AND NOT CUDNN_FRONTEND_INCLUDE_DIR)
+  message(WARNING "no cudnn_frontend.h: the build has its own attention kernels only; scripts/setup.sh "
+    "fetches cuDNN's frontend headers (or set -DFARSPAN_CUDNN=OFF)")
+elseif(FARSPAN_CUDNN)
+  add_library(farspan_cudnn INTERFACE)
+  target_include_directories(farspan_cudnn SYSTEM INTERFACE
+    ${CUDNN_FRONTEND_INCLUDE_DIR} ${CUDNN_INCLUDE_DIR} ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_libraries(farspan_cudnn INTERFACE ${CMAKE_DL_LIBS})
+endif()
 # fmt 9 switches constexpr off under nvcc, which its own consteval checks then miss.
 add_compile_definitions($<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)

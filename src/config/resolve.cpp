@@ -111,9 +111,9 @@ class Resolver {
       implied("parallel.layout", "{}", alone ? "one rank holds everything" : kLater);
     }
     resolve_ulysses();
-    if (parallel.attention_kernel() == "auto") {
+    if (parallel.attention_kernel() == "auto" && config_.device() == "cpu") {
       parallel.set_attention_kernel("own");
-      implied("parallel.attention_kernel", "the only one built");
+      implied("parallel.attention_kernel", "device: cpu has no other");
     }
   }
 

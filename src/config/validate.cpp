@@ -118,6 +118,7 @@ void Validator::check_model() {
     if (!need.given) add(need.key, "is missing", "add it; configs/tiny.yaml shows a whole model");
   check_heads();
   check_attention(*this);
+  check_attention_kernel(*this);
 }
 
 void Validator::check_heads() {

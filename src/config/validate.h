@@ -16,9 +16,9 @@ struct ValidateOptions {
 };
 
 // Fills what other keys and the number of ranks imply. After it no field that the trainer reads is
-// unset or auto, but for parallel.attention and parallel.layout; the origin of each filled key
-// reads "implied: ...". What cannot be resolved is left for validate() to report. The rules, in
-// their order:
+// unset or auto, but for parallel.attention, parallel.layout and, on a GPU,
+// parallel.attention_kernel; the origin of each filled key reads "implied: ...". What cannot be
+// resolved is left for validate() to report. The rules, in their order:
 //
 //   output_dir                  runs/<name>
 //   model.num_key_value_heads   num_attention_heads
@@ -35,7 +35,8 @@ struct ValidateOptions {
 //   parallel.ulysses auto       ring, allgather: 1; ulysses: parallel.context; hybrid: the largest
 //                               number below parallel.context, at most 8, that divides it and
 //                               num_attention_heads; attention auto: stays auto
-//   parallel.attention_kernel auto   own
+//   parallel.attention_kernel auto   own on device: cpu; on a GPU it stays auto: each call is
+//                               looked at (docs/attention.md)
 //   train.batch_tokens          one sequence per data rank
 //   train.micro_batch auto      the largest divisor of the sequences per data rank whose tokens are
 //                               at most max(sequence_length, 8192 * parallel.context)

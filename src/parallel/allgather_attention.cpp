@@ -220,7 +220,9 @@ void AllgatherAttention::backward(const AttentionInputs& in, Tensor out, Tensor 
                                       .dv = dv,
                                       .slices = slices,
                                       .scale = score_scale(in.q),
-                                      .bias = position_bias(bias, ctx)},
+                                      .bias = position_bias(bias, ctx),
+                                      .deterministic = ctx.deterministic,
+                                      .out = out},
                                      ctx.stream());
   };
   const Slices own = ctx.plan().hops[0].slices;

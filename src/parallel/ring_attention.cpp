@@ -191,7 +191,7 @@ void ring_forward(const AttentionInputs& in, Tensor out, Tensor lse, const BiasT
   }
 }
 
-void ring_backward(const AttentionInputs& in, Tensor lse, Tensor delta, Tensor dout,
+void ring_backward(const AttentionInputs& in, Tensor out, Tensor lse, Tensor delta, Tensor dout,
                    const BiasTables& bias, const AttentionGradients& grads,
                    const StepContext& ctx) {
   auto scope = ctx.scratch.scope();
@@ -213,7 +213,9 @@ void ring_backward(const AttentionInputs& in, Tensor lse, Tensor delta, Tensor d
                                       .dv = part.dv,
                                       .slices = ctx.plan().hops[h].slices,
                                       .scale = score_scale(in.q),
-                                      .bias = position_bias(bias, ctx)},
+                                      .bias = position_bias(bias, ctx),
+                                      .deterministic = ctx.deterministic,
+                                      .out = out},
                                      ctx.stream());
     gradients.end(h);
     kv.finish(h);
@@ -232,7 +234,7 @@ void RingAttention::backward(const AttentionInputs& in, Tensor out, Tensor lse, 
   auto scope = ctx.scratch.scope();
   const Tensor delta = ctx.scratch.take(DType::kF32, lse.shape, "attention.delta");
   ctx.kernels().attention_delta({.out = out, .dout = dout, .delta = delta}, ctx.stream());
-  ring_backward(in, lse, delta, dout, bias, grads, ctx);
+  ring_backward(in, out, lse, delta, dout, bias, grads, ctx);
 }
 
 }  // namespace farspan

@@ -26,10 +26,11 @@ class RingAttention final : public Attention {
 
 // The ring itself, over the rows and heads that `in` holds and the plan of their place: also what
 // Ulysses ranks run among themselves. Shapes as in Attention, with T' = in.q.shape[0]; delta (Hq',
-// T') f32 is rowsum(dout * out).
+// T') f32 is rowsum(dout * out). `out` (T', Hq', D) may be undefined: it speeds up kernels that
+// read it (args.h).
 void ring_forward(const AttentionInputs& in, Tensor out, Tensor lse, const BiasTables& bias,
                   const StepContext& ctx);
-void ring_backward(const AttentionInputs& in, Tensor lse, Tensor delta, Tensor dout,
+void ring_backward(const AttentionInputs& in, Tensor out, Tensor lse, Tensor delta, Tensor dout,
                    const BiasTables& bias, const AttentionGradients& grads, const StepContext& ctx);
 
 }  // namespace farspan

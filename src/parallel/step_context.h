@@ -28,6 +28,7 @@ struct StepContext {
   // Most tokens that an MLP and the projections around attention take at a time.
   std::int64_t token_tile = 8192;
   HostStash* stash = nullptr;  // with a policy that offloads
+  bool deterministic = true;   // parallel.deterministic
 
   Kernels& kernels() const { return backend.kernels(); }
   Stream& stream() const { return backend.stream(); }

@@ -307,7 +307,7 @@ void UlyssesAttention::backward(const AttentionInputs& in, Tensor out, Tensor ls
       ctx.scratch.take(DType::kF32, {out.shape[1], out.shape[0]}, "attention.delta");
   ctx.kernels().attention_delta({.out = out, .dout = dout, .delta = delta}, ctx.stream());
   if (group.size() == 1) {
-    ring_backward(in, lse, delta, dout, bias, grads, ctx);
+    ring_backward(in, out, lse, delta, dout, bias, grads, ctx);
     return;
   }
   const AttentionGradients merged{
@@ -319,7 +319,9 @@ void UlyssesAttention::backward(const AttentionInputs& in, Tensor out, Tensor ls
     const Tensor merged_dout = ctx.scratch.take(dout.dtype, in.q.shape, "attention.dout_merged");
     const Tensor merged_delta = ctx.scratch.take(DType::kF32, lse.shape, "attention.delta_merged");
     spread_gradient(group, dout, delta, merged_dout, merged_delta, ctx);
-    ring_backward(in, lse, merged_delta, merged_dout, local_bias(bias, group.mine()), merged, ctx);
+    // The other ranks' rows of out stay where they are: delta travels in their place.
+    ring_backward(in, Tensor{}, lse, merged_delta, merged_dout, local_bias(bias, group.mine()),
+                  merged, ctx);
   }
   return_gradients(group, merged, dout.dtype, grads, ctx);
 }

@@ -39,6 +39,7 @@ Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& me
       policy_(RecomputePolicy::from(config.train().recompute())),
       token_tile_(config.train().token_tile()),
       seed_(config.seed()),
+      deterministic_(config.parallel().deterministic()),
       weights_(backend.device(), sizes.weights, "weights"),
       gradients_(backend.device(), sizes.gradients, "gradients"),
       optimizer_states_(backend.device(), sizes.optimizer, "optimizer"),
@@ -108,7 +109,8 @@ StepContext Engine::context(const MicroBatch& micro_batch) const {
           .trace = trace_,
           .row_blocks = micro_batch.row_blocks,
           .token_tile = token_tile_,
-          .stash = stash_.get()};
+          .stash = stash_.get(),
+          .deterministic = deterministic_};
 }
 
 TokenTensors Engine::upload(const MicroBatch& micro_batch) {

@@ -115,6 +115,7 @@ class Engine {
   RecomputePolicy policy_;
   std::int64_t token_tile_;
   std::uint64_t seed_;
+  bool deterministic_;
   Arena weights_, gradients_, optimizer_states_;
   std::unique_ptr<Arena> activations_, scratch_, batch_;  // empty between passes
   std::unique_ptr<HostStash> stash_;                      // with a policy that offloads

@@ -31,6 +31,13 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+AttentionKernel attention_kernel(const config::RunConfig& config) {
+  const std::string& name = config.parallel().attention_kernel();
+  return name == "own"     ? AttentionKernel::kOwn
+         : name == "cudnn" ? AttentionKernel::kCudnn
+                           : AttentionKernel::kAuto;
+}
+
 // What only rank 0 writes: metrics, events, progress.
 struct Reports {
   MetricsFile metrics;
@@ -158,7 +165,8 @@ class Trainer {
       backend_ =
           make_backend({.kind = config_.device() == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu,
                         .device_index = 0,
-                        .num_threads = options_.threads});
+                        .num_threads = options_.threads,
+                        .attention_kernel = attention_kernel(config_)});
       engine_ = std::make_unique<Engine>(config_, *backend_, *mesh_, report.sizes, trace_);
     });
     log_.info("{}: {:.2f}M parameters, {} ranks (data {} x context {}), {:.1f} MiB per rank",
@@ -274,6 +282,7 @@ class Trainer {
     ++step_;
     tokens_ += config_.train().batch_tokens();
     guard(result);
+    for (const std::string& note : backend_->take_notes()) log_.info("{}", note);
     if (step_ % config_.logging().every() == 0 || step_ == steps_)
       report(result, lr, seconds_since(begin),
              {{"exposed_comm_seconds", exposed_seconds() - exposed_before},

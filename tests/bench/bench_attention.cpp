@@ -1,10 +1,11 @@
-// Speed of attention on the CPU.
+// Speed of attention.
 //
 //   bench_attention              one rank by mask, then 16 emulated ranks on packed documents
 //   bench_attention --head-dim 64 --tokens 2048,8192 --mask causal,window
 //   bench_attention --ranks 64 --layout balanced,zigzag --doc-lengths lognormal:3000:1.2
 //   bench_attention --overlap    ranks as threads: transfers behind the compute or not
 //   mpirun -np 2 build/cpu/bench_attention --overlap --mpi
+//   build/cuda/bench_attention --device cuda --kernel own,cudnn --any-order --tokens 8192,32768
 #include "bench_attention.h"
 
 #include <CLI/CLI.hpp>
@@ -27,6 +28,14 @@ void add_options(CLI::App& app, Options& o) {
                        "lengths to measure: of the sequence; with --overlap, of a rank's share")
             ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32)));
   app.add_option("--dtype", o.dtype)->check(CLI::IsMember({"bf16", "fp32"}));
+  auto* device = app.add_option("--device", o.device, "cuda: by mask, on GPU 0")
+                     ->check(CLI::IsMember({"cpu", "cuda"}));
+  lists(app.add_option("--kernel", o.kernels, "with --device cuda; default auto")
+            ->check(CLI::IsMember({"auto", "own", "cudnn"}))
+            ->needs(device));
+  app.add_flag("!--any-order", o.deterministic,
+               "with --device cuda: gradients that need not repeat bit by bit")
+      ->needs(device);
   app.add_option("--isa", o.isa, "instruction set")
       ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16", "amx"}));
   app.add_option("--threads", o.threads, "of a rank")->check(CLI::PositiveNumber);
@@ -73,7 +82,7 @@ void set_default(T& value, T otherwise) {
   if (value == T{}) value = std::move(otherwise);
 }
 
-enum class Part { kMasks, kEmulated, kOverlap };
+enum class Part { kMasks, kDevice, kEmulated, kOverlap };
 
 // Fills in what was not given, for one part of the program, and refuses what cannot be.
 Options resolved(Options o, Part part) {
@@ -85,9 +94,11 @@ Options resolved(Options o, Part part) {
   if (emulated && o.strategy != "ring" && o.strategy != "allgather")
     refuse(fmt::format("{} is not emulated: its ranks compute other heads", o.strategy),
            "choose --strategy ring or allgather, or --overlap");
-  set_default<std::int64_t>(o.q_heads, emulated ? 2 : 8);
-  set_default<std::int64_t>(o.kv_heads, emulated ? 1 : std::min<std::int64_t>(4, o.q_heads));
-  set_default<std::int64_t>(o.head_dim, 64);
+  const bool on_gpu = part == Part::kDevice;
+  set_default<std::int64_t>(o.q_heads, on_gpu ? 64 : emulated ? 2 : 8);
+  set_default<std::int64_t>(o.kv_heads,
+                            emulated ? 1 : std::min<std::int64_t>(on_gpu ? 8 : 4, o.q_heads));
+  set_default<std::int64_t>(o.head_dim, on_gpu ? 128 : 64);
   set_default(o.threads, 1);
   set_default(o.layouts, part == Part::kOverlap ? Words{"zigzag"} : Words{"zigzag", "balanced"});
   if (o.q_heads % o.kv_heads != 0)
@@ -95,9 +106,10 @@ Options resolved(Options o, Part part) {
                        o.kv_heads),
            "choose --kv-heads that divides --q-heads");
   for (const std::string& documents : o.documents) document_lengths(documents, 1, o.seed);
-  if (part == Part::kMasks) {
-    set_default(o.tokens, Numbers{8192});
-    set_default(o.repeat, 5);
+  if (part == Part::kMasks || on_gpu) {
+    set_default(o.tokens, on_gpu ? Numbers{4096, 8192, 16384, 32768} : Numbers{8192});
+    set_default(o.repeat, on_gpu ? 10 : 5);
+    set_default(o.kernels, Words{"auto"});
     set_default(o.documents, Words{"lognormal:900:1.2"});
     set_default(o.masks, mask_names());
   } else if (emulated) {
@@ -155,7 +167,7 @@ int run_under_mpi(int& argc, char**& argv, Options o) {
 
 int run(int argc, char** argv) {
   Options o;
-  CLI::App app("Speed of attention on the CPU: by mask, on emulated ranks, behind transfers");
+  CLI::App app("Speed of attention: by mask, on a GPU, on emulated ranks, behind transfers");
   add_options(app, o);
   try {
     app.parse(argc, argv);
@@ -163,11 +175,17 @@ int run(int argc, char** argv) {
     return app.exit(e) == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
   }
   try {
+    if (o.device == "cuda" && (o.overlap || o.ranks != 0))
+      refuse("--device cuda measures one GPU alone", "leave --ranks and --overlap out");
     if (o.mpi) return run_under_mpi(argc, argv, std::move(o));
     if (o.overlap) {
       set_default(o.ranks, 2);
       const Options threads = resolved(std::move(o), Part::kOverlap);
       run_local_ranks(threads.ranks, [&](Communicator& world) { run_overlap(threads, world); });
+      return 0;
+    }
+    if (o.device == "cuda") {
+      run_on_device(resolved(o, Part::kDevice));
       return 0;
     }
     const bool everything = o.ranks == 0 && o.masks.empty() && o.tokens.empty();

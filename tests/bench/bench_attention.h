@@ -25,6 +25,9 @@ struct Options {
   std::int64_t window = 1024, sinks = 4;
   int ulysses = 1;
   std::uint64_t seed = 1;
+  std::string device = "cpu";
+  std::vector<std::string> kernels;  // of a GPU: auto, own, cudnn
+  bool deterministic = true;         // of a GPU's gradients
   bool json = false, overlap = false, whole = false, mpi = false, no_progress = false;
 
   DType compute() const { return dtype == "fp32" ? DType::kF32 : DType::kBF16; }
@@ -35,8 +38,9 @@ struct Options {
   }
 };
 
-// The three things that this program measures. Each prints its own table or JSON lines.
+// The things that this program measures. Each prints its own table or JSON lines.
 void run_masks(const Options& options);
+void run_on_device(const Options& options);
 void run_emulated(const Options& options);
 void run_overlap(const Options& options, Communicator& world);
 

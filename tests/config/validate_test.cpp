@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -335,6 +336,46 @@ TEST(Validate, Rules) {
   }
 }
 
+TEST(Validate, AttentionKernel) {
+  using Words = std::vector<std::string>;
+  const Words cudnn = {"device=cuda", "parallel.attention_kernel=cudnn",
+                       "parallel.deterministic=false"};
+  const auto errors_with = [&](Words more, Words base) {
+    base.insert(base.end(), more.begin(), more.end());
+    return errors(check(base));
+  };
+  EXPECT_EQ(errors_with({}, cudnn), "");
+  EXPECT_EQ(resolved({"device=cuda"}).parallel().attention_kernel(), "auto");
+  EXPECT_EQ(
+      resolved({"device=cuda", "parallel.attention_kernel=own"}).parallel().attention_kernel(),
+      "own");
+  const std::pair<const char*, const char*> refused[] = {
+      {"device=cpu", "runs on GPUs, and device is cpu"},
+      {"train.precision=fp32", "computes in bf16"},
+      {"parallel.deterministic=true", "set parallel.deterministic: false"},
+      {"model.position=alibi", "knows no alibi"},
+      {"model.head_dim=36", "model.head_dim is 36"},
+      {"model.sparse_attention={type: bigbird}", "no mask of bigbird"},
+      {"parallel.attention=ulysses", "leaves on other ranks"},
+  };
+  for (const auto& [override_text, words] : refused) {
+    const std::string text = errors_with({override_text}, cudnn);
+    EXPECT_NE(text.find("parallel.attention_kernel: cudnn "), std::string::npos) << text;
+    EXPECT_NE(text.find(words), std::string::npos) << override_text << "\n" << text;
+  }
+}
+
+TEST(Validate, RepeatableOrNot) {
+  const LoadResult on_cpu = check({"parallel.deterministic=false"});
+  EXPECT_EQ(errors(on_cpu), "");
+  EXPECT_TRUE(std::any_of(on_cpu.issues.begin(), on_cpu.issues.end(), [](const Issue& issue) {
+    return issue.note && issue.key == "parallel.deterministic";
+  }));
+  EXPECT_NE(errors(check({"parallel.deterministic=false", "parallel.invariant=true"}))
+                .find("promises more"),
+            std::string::npos);
+}
+
 TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
   const std::pair<const char*, const char*> cases[] = {
       {"model.from=/some/dir", "model.from"},
@@ -343,8 +384,6 @@ TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
       {"model.rope.scaling.factor=2", "leave"},
       {"data.packing=best_fit", "use concat"},
       {"parallel.zero=1", "use 0"},
-      {"parallel.attention_kernel=cudnn", "auto or own"},
-      {"parallel.deterministic=false", "use true"},
       {"positions.sampler=pose", "use sequential"},
       {"positions.chunks=2", "leave"},
       {"curriculum.type=growlength", "use fixed"},

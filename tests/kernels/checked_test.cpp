@@ -285,6 +285,11 @@ TEST_F(CheckedTest, Attention) {
                                  .dv = f32({6, 2, 8}),
                                  .slices = {&slice, 1}};
   EXPECT_NO_THROW(kernels().attention_backward(backward, stream()));
+  backward.out = f32({4, 2, 8});
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.attention_backward(backward, s); }),
+              HasSubstr("out is"));
+  backward.out = f32({4, 4, 8});
+  EXPECT_NO_THROW(kernels().attention_backward(backward, stream()));
   backward.dv = backward.dk;
   EXPECT_THAT(refusal([&](Kernels& k, Stream& s) { k.attention_backward(backward, s); }),
               HasSubstr("dk overlaps dv"));

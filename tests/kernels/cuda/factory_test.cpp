@@ -45,13 +45,14 @@ TEST(CudaFactory, ListsCudaAsBuilt) {
 TEST(CudaFacts, BuildDriverAndDevices) {
   const std::vector<DeviceFact> facts = device_facts(DeviceKind::kCuda);
   const cuda::DeviceCount found = cuda::count_devices();
-  ASSERT_EQ(facts.size(), 3 + static_cast<std::size_t>(found.devices));
+  ASSERT_EQ(facts.size(), 4 + static_cast<std::size_t>(found.devices));
   EXPECT_EQ(facts[0].name, "cuda build");
   EXPECT_THAT(facts[0].value, HasSubstr("code for 80-real, 90a-real, 90-virtual"));
   EXPECT_EQ(facts[1].name, "cuda driver");
   EXPECT_EQ(facts[2].name, "cuda devices");
   EXPECT_THAT(facts[2].value,
               HasSubstr(found.devices > 0 ? std::to_string(found.devices) : "none: "));
+  EXPECT_EQ(facts.back().name, "cudnn");
   EXPECT_TRUE(device_facts(DeviceKind::kCpu).empty());
 }
 
