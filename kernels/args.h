@@ -52,12 +52,16 @@ struct MatmulArgs {
 };
 
 // y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps). (Zhang & Sennrich 2019, eq. 4.)
+// With a residual, sum = x + residual is written, as `add` writes it, and takes the place of x: the
+// bits are those of the two operations one after the other.
 struct RmsNormForwardArgs {
   Tensor x;       // (T, C) compute
   Tensor weight;  // (C) compute
   Tensor y;       // (T, C) compute
   Tensor rstd;    // (T) f32, written
   float eps = 1e-5f;
+  Tensor residual = {};  // (T, C) compute, or undefined
+  Tensor sum = {};       // (T, C) compute, defined where residual is; may be x or residual
 };
 
 // dx = rstd * (dy * weight - x * rstd^2 * mean(dy * weight * x)); dweight += sum_t dy * x * rstd.

@@ -75,6 +75,15 @@ void Checked::rmsnorm_forward(const RmsNormForwardArgs& args, Stream& stream) {
   rule.shaped(args.rstd, "rstd", DType::kF32, {t});
   rule.apart(args.y, "y", {{args.x, "x"}, {args.weight, "weight"}});
   rule.apart(args.rstd, "rstd", {{args.x, "x"}, {args.weight, "weight"}, {args.y, "y"}});
+  rule.require(args.residual.defined() == args.sum.defined(),
+               "residual and sum come together or not at all");
+  if (args.residual.defined()) {
+    rule.shaped(args.residual, "residual", dtype, {t, c});
+    rule.shaped(args.sum, "sum", dtype, {t, c});
+    rule.apart(args.residual, "residual", {{args.y, "y"}, {args.rstd, "rstd"}});
+    rule.same_or_apart(args.sum, "sum", {{args.x, "x"}, {args.residual, "residual"}});
+    rule.apart(args.sum, "sum", {{args.weight, "weight"}, {args.y, "y"}, {args.rstd, "rstd"}});
+  }
   inner_->rmsnorm_forward(args, stream);
 }
 

@@ -143,11 +143,18 @@ void CpuKernels::matmul(const MatmulArgs& args, Stream&) { impl_->matmul.run(arg
 
 void CpuKernels::rmsnorm_forward(const RmsNormForwardArgs& args, Stream&) {
   const std::int64_t c = args.weight.numel();
+  const bool residual = args.residual.defined();
+  const Tensor& x = residual ? args.sum : args.x;
   by_dtype(args.x.dtype, impl_->rows, [&]<typename T>(T, const TypedRowOps<T>& ops) {
     impl_->over_rows(args.rstd.numel(), c, [&](std::int64_t begin, std::int64_t end) {
-      ops.rmsnorm_forward(raw<T>(args.x) + begin * c, raw<T>(args.weight),
-                          raw<T>(args.y) + begin * c, args.rstd.ptr<float>() + begin, end - begin,
-                          c, args.eps);
+      // A row's sum is still in the first cache when it is normalised.
+      for (std::int64_t row = begin; row < end; ++row) {
+        if (residual)
+          ops.add(raw<T>(args.x) + row * c, raw<T>(args.residual) + row * c,
+                  raw<T>(args.sum) + row * c, c);
+        ops.rmsnorm_forward(raw<T>(x) + row * c, raw<T>(args.weight), raw<T>(args.y) + row * c,
+                            args.rstd.ptr<float>() + row, 1, c, args.eps);
+      }
     });
   });
 }

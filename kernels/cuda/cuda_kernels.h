@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/kernels.h"
 
 namespace farspan::cuda {
@@ -16,23 +17,33 @@ namespace farspan::cuda {
 class CudaKernels : public Kernels {
  public:
   // `device` must outlive this object.
-  explicit CudaKernels(Device& device) : matmul_(device) {}
+  explicit CudaKernels(Device& device);
 
   void copy(const CopyArgs&, Stream&) override;
   void fill(const FillArgs&, Stream&) override;
   void add(const AddArgs&, Stream&) override;
   void matmul(const MatmulArgs&, Stream&) override;
+  void rmsnorm_forward(const RmsNormForwardArgs&, Stream&) override;
+  void rmsnorm_backward(const RmsNormBackwardArgs&, Stream&) override;
   void rope_table(const RopeTableArgs&, Stream&) override;
   void rope_apply(const RopeApplyArgs&, Stream&) override;
   void swiglu_forward(const SwiGluForwardArgs&, Stream&) override;
   void swiglu_backward(const SwiGluBackwardArgs&, Stream&) override;
+  void embedding_forward(const EmbeddingForwardArgs&, Stream&) override;
+  void embedding_backward(const EmbeddingBackwardArgs&, Stream&) override;
+  void cross_entropy(const CrossEntropyArgs&, Stream&) override;
+  void squared_norm(const SquaredNormArgs&, Stream&) override;
+  void clip(const ClipArgs&, Stream&) override;
   void adamw(const AdamWArgs&, Stream&) override;
   void copy_2d(const Copy2dArgs&, Stream&) override;
   void exact_add(const ExactAddArgs&, Stream&) override;
+  void exact_matmul(const ExactMatmulArgs&, Stream&) override;
   void exact_read(const ExactReadArgs&, Stream&) override;
 
  private:
   Matmul matmul_;
+  Workspace workspace_;  // of one operation at a time on each queue
+  std::size_t most_shared_;
 };
 
 struct OperationState {

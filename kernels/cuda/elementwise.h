@@ -15,6 +15,5 @@ void swiglu_forward(const SwiGluForwardArgs& args, cudaStream_t stream);
 void swiglu_backward(const SwiGluBackwardArgs& args, cudaStream_t stream);
 void rope_table(const RopeTableArgs& args, cudaStream_t stream);
 void rope_apply(const RopeApplyArgs& args, cudaStream_t stream);
-void adamw(const AdamWArgs& args, cudaStream_t stream);
 
 }  // namespace farspan::cuda

@@ -17,19 +17,30 @@ cudaDataType_t data_type(DType dtype) {
   return dtype == DType::kF32 ? CUDA_R_32F : CUDA_R_16BF;
 }
 
-// The largest power of two that divides the address, at most 256, which is what cuBLASLt takes for
-// granted unless told: a view of some rows may start anywhere.
-unsigned alignment_of(const Tensor& t) {
-  const auto address = reinterpret_cast<std::uintptr_t>(t.data);
-  return 1u << std::min(8, std::countr_zero(address));
+// Beyond this many shapes (ragged batches without end) the kept plans are dropped.
+constexpr std::size_t kMaxPlans = 4096;
+
+// The largest power of two that divides all of `bytes`, at most 16: no algorithm asks for more, and
+// views of rows would otherwise get plans, and bits, of their own for each place that they begin
+// at.
+unsigned alignment_of(std::uintptr_t bytes) { return 1u << std::min(4, std::countr_zero(bytes)); }
+
+std::array<unsigned, 3> alignments_of(const Product& p) {
+  const auto of = [&](const std::byte* data, std::int64_t ld, DType dtype) {
+    const auto address = reinterpret_cast<std::uintptr_t>(data);
+    const auto row = static_cast<std::uintptr_t>(ld) * size_of(dtype);
+    return alignment_of(p.anywhere ? address | row : address);
+  };
+  return {of(p.a, p.ld_a, p.in), of(p.b, p.ld_b, p.in), of(p.out, p.n, p.to)};
 }
 
-// A row-major (rows, cols) matrix is a column-major (cols, rows) one of leading dimension cols.
-cublasLtMatrixLayout_t make_layout(DType dtype, std::int64_t rows, std::int64_t cols) {
+// A row-major (rows, cols) matrix is a column-major (cols, rows) one of leading dimension ld.
+cublasLtMatrixLayout_t make_layout(DType dtype, std::int64_t rows, std::int64_t cols,
+                                   std::int64_t ld) {
   cublasLtMatrixLayout_t layout = nullptr;
   FARSPAN_CUDA(cublasLtMatrixLayoutCreate(&layout, data_type(dtype),
                                           static_cast<std::uint64_t>(cols),
-                                          static_cast<std::uint64_t>(rows), cols));
+                                          static_cast<std::uint64_t>(rows), ld));
   return layout;
 }
 
@@ -79,7 +90,7 @@ Matmul::~Matmul() {
   cublasLtDestroy(handle_);
 }
 
-cublasLtMatmulAlgo_t Matmul::choose(const Plan& plan, const MatmulArgs& args,
+cublasLtMatmulAlgo_t Matmul::choose(const Plan& plan, const Product& product,
                                     const Alignments& alignments) const {
   Preference preference;
   preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
@@ -100,31 +111,31 @@ cublasLtMatmulAlgo_t Matmul::choose(const Plan& plan, const MatmulArgs& args,
   if (status != CUBLAS_STATUS_NOT_SUPPORTED)
     check(status, "cublasLtMatmulAlgoGetHeuristic", __FILE__, __LINE__);
   FARSPAN_CHECK(status == CUBLAS_STATUS_SUCCESS && count == 1,
-                "cuBLASLt has no algorithm for {}{} x {}{} -> {}, aligned to {}, {} and {} bytes",
-                args.a.to_string(), args.trans_a ? "^T" : "", args.b.to_string(),
-                args.trans_b ? "^T" : "", args.out.to_string(), a, b, out);
+                "cuBLASLt has no algorithm for {} -> {}, M {} N {} K {}, trans_a {} trans_b {}, "
+                "aligned to {}, {} and {} bytes",
+                name_of(product.in), name_of(product.to), product.m, product.n, product.k,
+                product.trans_a, product.trans_b, a, b, out);
   return found.algo;
 }
 
-Matmul::Plan& Matmul::plan(const MatmulArgs& args, std::int64_t m, std::int64_t n, std::int64_t k) {
-  const Alignments alignments{alignment_of(args.a), alignment_of(args.b), alignment_of(args.out)};
-  const Key key{m, n, k, args.trans_a, args.trans_b, args.a.dtype, args.out.dtype, alignments};
-  auto& slot = plans_[key];
-  if (slot) return *slot;
+Matmul::Plan& Matmul::plan(const Product& p) {
+  const Alignments alignments = alignments_of(p);
+  const Key key{p.m, p.n, p.k, p.ld_a, p.ld_b, p.trans_a, p.trans_b, p.in, p.to, alignments};
+  if (const auto known = plans_.find(key); known != plans_.end()) return *known->second;
+  if (plans_.size() >= kMaxPlans) plans_.clear();
   auto made = std::make_unique<Plan>();
   FARSPAN_CUDA(cublasLtMatmulDescCreate(&made->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-  const cublasOperation_t first_op = args.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
-  const cublasOperation_t second_op = args.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+  const cublasOperation_t first_op = p.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+  const cublasOperation_t second_op = p.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   FARSPAN_CUDA(cublasLtMatmulDescSetAttribute(made->operation, CUBLASLT_MATMUL_DESC_TRANSA,
                                               &first_op, sizeof first_op));
   FARSPAN_CUDA(cublasLtMatmulDescSetAttribute(made->operation, CUBLASLT_MATMUL_DESC_TRANSB,
                                               &second_op, sizeof second_op));
-  made->first = make_layout(args.b.dtype, args.b.shape[0], args.b.shape[1]);
-  made->second = make_layout(args.a.dtype, args.a.shape[0], args.a.shape[1]);
-  made->result = make_layout(args.out.dtype, m, n);
-  made->algorithm = choose(*made, args, alignments);
-  slot = std::move(made);
-  return *slot;
+  made->first = make_layout(p.in, p.trans_b ? p.n : p.k, p.trans_b ? p.k : p.n, p.ld_b);
+  made->second = make_layout(p.in, p.trans_a ? p.k : p.m, p.trans_a ? p.m : p.k, p.ld_a);
+  made->result = make_layout(p.to, p.m, p.n, p.n);
+  made->algorithm = choose(*made, p, alignments);
+  return *plans_.emplace(key, std::move(made)).first->second;
 }
 
 Buffer& Matmul::workspace(const Stream& stream) {
@@ -133,33 +144,51 @@ Buffer& Matmul::workspace(const Stream& stream) {
   return buffer;
 }
 
-void Matmul::run(const MatmulArgs& args, Stream& stream) {
-  for (std::size_t i = 0; args.row_blocks.size() > 2 && i + 1 < args.row_blocks.size(); ++i) {
-    const std::int64_t begin = args.row_blocks[i], count = args.row_blocks[i + 1] - begin;
-    MatmulArgs block = args;  // not trans_a
-    block.row_blocks = {};
-    block.a = args.a.rows(begin, count);
-    block.out = args.out.rows(begin, count);
-    run(block, stream);
-  }
-  if (args.row_blocks.size() > 2) return;
-  const std::int64_t m = args.out.shape[0], n = args.out.shape[1];
-  const std::int64_t k = args.a.shape[args.trans_a ? 0 : 1];
-  if (m == 0 || n == 0) return;
-  const bool accumulate = args.mode == GradMode::kAccumulate;
-  if (k == 0) {
-    if (!accumulate)
-      FARSPAN_CUDA(cudaMemsetAsync(args.out.data, 0, args.out.bytes(), native(stream)));
-    return;
-  }
-  const Plan& p = plan(args, m, n, k);
+void Matmul::multiply(const Product& product, Stream& stream) {
+  const Plan& p = plan(product);
   Buffer& space = workspace(stream);
   // With beta 0 out is not read. out is both addend and result, which cuBLASLt allows for one
   // layout.
-  const float alpha = 1.0f, beta = accumulate ? 1.0f : 0.0f;
-  FARSPAN_CUDA(cublasLtMatmul(handle_, p.operation, &alpha, args.b.data, p.first, args.a.data,
-                              p.second, &beta, args.out.data, p.result, args.out.data, p.result,
-                              &p.algorithm, space.data(), space.bytes(), native(stream)));
+  const float alpha = 1.0f, beta = product.accumulate ? 1.0f : 0.0f;
+  FARSPAN_CUDA(cublasLtMatmul(handle_, p.operation, &alpha, product.b, p.first, product.a, p.second,
+                              &beta, product.out, p.result, product.out, p.result, &p.algorithm,
+                              space.data(), space.bytes(), native(stream)));
+}
+
+void Matmul::run(const MatmulArgs& args, Stream& stream) {
+  const std::int64_t k = args.a.shape[args.trans_a ? 0 : 1];
+  Product product{.a = args.a.data,
+                  .b = args.b.data,
+                  .out = args.out.data,
+                  .m = args.out.shape[0],
+                  .n = args.out.shape[1],
+                  .k = k,
+                  .ld_a = args.a.shape[1],
+                  .ld_b = args.b.shape[1],
+                  .trans_a = args.trans_a,
+                  .trans_b = args.trans_b,
+                  .accumulate = args.mode == GradMode::kAccumulate,
+                  .in = args.a.dtype,
+                  .to = args.out.dtype,
+                  .anywhere = !args.row_blocks.empty()};
+  if (product.m == 0 || product.n == 0) return;
+  if (k == 0) {  // the empty sum
+    if (!product.accumulate)
+      FARSPAN_CUDA(cudaMemsetAsync(args.out.data, 0, args.out.bytes(), native(stream)));
+    return;
+  }
+  if (args.row_blocks.size() <= 2) {
+    multiply(product, stream);
+    return;
+  }
+  for (std::size_t i = 0; i + 1 < args.row_blocks.size(); ++i) {  // not trans_a
+    const std::int64_t begin = args.row_blocks[i];
+    product.m = args.row_blocks[i + 1] - begin;
+    if (product.m == 0) continue;
+    product.a = args.a.rows(begin, product.m).data;
+    product.out = args.out.rows(begin, product.m).data;
+    multiply(product, stream);
+  }
 }
 
 }  // namespace farspan::cuda

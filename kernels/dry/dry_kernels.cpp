@@ -50,7 +50,7 @@ void DryKernels::matmul(const MatmulArgs& a, Stream&) {
 }
 
 void DryKernels::rmsnorm_forward(const RmsNormForwardArgs& a, Stream&) {
-  count(work_, {{a.x, a.weight, a.y, a.rstd}});
+  count(work_, {{a.x, a.residual, a.sum, a.weight, a.y, a.rstd}});
 }
 
 void DryKernels::rmsnorm_backward(const RmsNormBackwardArgs& a, Stream&) {

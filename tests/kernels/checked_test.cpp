@@ -137,6 +137,22 @@ TEST_F(CheckedTest, NormAndActivation) {
   EXPECT_THAT(norm([&](auto& a) { a.weight = f32({6}); }), HasSubstr("weight is f32"));
   EXPECT_THAT(norm([&](auto& a) { a.rstd = f32({5}); }), HasSubstr("rstd is f32 (5)"));
   EXPECT_THAT(norm([&](auto& a) { a.y = a.x; }), HasSubstr("y overlaps x"));
+  RmsNormForwardArgs of_sum = forward;
+  of_sum.residual = of_sum.sum = bf16({4, 6});
+  EXPECT_NO_THROW(kernels().rmsnorm_forward(of_sum, stream()));
+  of_sum.sum = x;
+  EXPECT_NO_THROW(kernels().rmsnorm_forward(of_sum, stream()));
+  EXPECT_THAT(norm([&](auto& a) { a.residual = x; }), HasSubstr("come together"));
+  EXPECT_THAT(norm([&](auto& a) {
+                a.residual = bf16({4, 5});
+                a.sum = x;
+              }),
+              HasSubstr("residual is bf16 (4, 5)"));
+  EXPECT_THAT(norm([&](auto& a) {
+                a.residual = bf16({4, 6});
+                a.sum = a.y;
+              }),
+              HasSubstr("sum overlaps y"));
 
   const RmsNormBackwardArgs backward{.x = x,
                                      .weight = forward.weight,

@@ -181,6 +181,7 @@ TEST_F(DryBackendTest, EveryOtherOperationTouchesNothing) {
   k.copy({.src = x, .dst = y}, s);
   k.fill({.dst = x, .value = 1}, s);
   k.rmsnorm_forward({.x = x, .weight = weight, .y = y, .rstd = rstd}, s);
+  k.rmsnorm_forward({.x = x, .weight = weight, .y = y, .rstd = rstd, .residual = z, .sum = z}, s);
   k.rmsnorm_backward(
       {.x = x, .weight = weight, .rstd = rstd, .dy = y, .dx = y, .dweight = take(DType::kF32, {8})},
       s);
@@ -214,7 +215,7 @@ TEST_F(DryBackendTest, EveryOtherOperationTouchesNothing) {
           s);
   const Tensor delta = take(DType::kF32, {1, 6});
   k.attention_delta({.out = x.view({6, 1, 8}), .dout = y.view({6, 1, 8}), .delta = delta}, s);
-  EXPECT_EQ(backend_->work().calls, 15);
+  EXPECT_EQ(backend_->work().calls, 16);
   EXPECT_GT(backend_->work().bytes, 15 * 48);
 }
 

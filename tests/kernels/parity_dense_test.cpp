@@ -183,6 +183,30 @@ TEST_P(DenseParity, RmsNorm) {
   }
 }
 
+// The bits are those of add and rmsnorm_forward, wherever the sum is written.
+TEST_P(DenseParity, RmsNormOfASum) {
+  const std::int64_t shapes[][2] = {{0, 8}, {1, 1}, {3, 5}, {70, 64}, {9, 257}, {4, 2048}};
+  for (const auto& [t, c] : shapes) {
+    const Values a = values(t * c, 27, 2), b = values(t * c, 28);
+    const auto put = [&](const Values& v) { return on().put(v, dtype(), {t, c}); };
+    const auto fresh = [&] { return on().poisoned(dtype(), {t, c}); };
+    const auto fresh_rstd = [&] { return on().poisoned(DType::kF32, {t}); };
+    const Tensor weight = on().put(values(c, 29), dtype(), {c});
+    const Tensor sum = fresh(), y = fresh(), rstd = fresh_rstd();
+    kernels().add({.a = put(a), .b = put(b), .out = sum}, stream());
+    kernels().rmsnorm_forward({.x = sum, .weight = weight, .y = y, .rstd = rstd}, stream());
+    for (const int place : {0, 1, 2}) {
+      RmsNormForwardArgs args{
+          .x = put(a), .weight = weight, .y = fresh(), .rstd = fresh_rstd(), .residual = put(b)};
+      args.sum = place == 0 ? fresh() : place == 1 ? args.x : args.residual;
+      kernels().rmsnorm_forward(args, stream());
+      EXPECT_EQ(on().bytes(args.sum), on().bytes(sum)) << t << " " << c << " " << place;
+      EXPECT_EQ(on().bytes(args.y), on().bytes(y)) << t << " " << c << " " << place;
+      EXPECT_EQ(on().bytes(args.rstd), on().bytes(rstd)) << t << " " << c << " " << place;
+    }
+  }
+}
+
 TEST_P(DenseParity, RmsNormBackwardInPlace) {
   const Values x = values(6 * 40, 24);
   const Values weight = values(40, 25);

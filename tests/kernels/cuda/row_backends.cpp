@@ -12,17 +12,9 @@ namespace {
 class WrittenKernels final : public cuda::CudaKernels {
  public:
   using CudaKernels::CudaKernels;
-  void rmsnorm_forward(const RmsNormForwardArgs&, Stream&) override { refuse(); }
-  void rmsnorm_backward(const RmsNormBackwardArgs&, Stream&) override { refuse(); }
-  void embedding_forward(const EmbeddingForwardArgs&, Stream&) override { refuse(); }
-  void embedding_backward(const EmbeddingBackwardArgs&, Stream&) override { refuse(); }
-  void cross_entropy(const CrossEntropyArgs&, Stream&) override { refuse(); }
-  void squared_norm(const SquaredNormArgs&, Stream&) override { refuse(); }
-  void clip(const ClipArgs&, Stream&) override { refuse(); }
   void attention_forward(const AttentionForwardArgs&, Stream&) override { refuse(); }
   void attention_delta(const AttentionDeltaArgs&, Stream&) override { refuse(); }
   void attention_backward(const AttentionBackwardArgs&, Stream&) override { refuse(); }
-  void exact_matmul(const ExactMatmulArgs&, Stream&) override { refuse(); }
 
  private:
   [[noreturn]] static void refuse() {
