@@ -4,6 +4,8 @@
 #include <array>
 #include <type_traits>
 
+#include "kernels/cuda/attention/backward.h"
+#include "kernels/cuda/attention/delta.h"
 #include "kernels/cuda/cross_entropy.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_error.h"
@@ -64,8 +66,14 @@ std::size_t most_shared_memory(int device) {
 
 std::vector<OperationState> operation_states() { return {kStates.begin(), kStates.end()}; }
 
-CudaKernels::CudaKernels(Device& device)
-    : matmul_(device), workspace_(device), most_shared_(most_shared_memory(device.id().index)) {}
+CudaKernels::CudaKernels(Device& device, AttentionKernel attention_kernel)
+    : matmul_(device),
+      schedules_(device),
+      cudnn_(device, attention_kernel,
+             attention_kernel == AttentionKernel::kOwn ? CudnnFacts{} : cudnn_facts(),
+             make_sdpa_engine),
+      workspace_(device),
+      most_shared_(most_shared_memory(device.id().index)) {}
 
 void CudaKernels::copy(const CopyArgs& args, Stream& stream) { cuda::copy(args, native(stream)); }
 void CudaKernels::fill(const FillArgs& args, Stream& stream) { cuda::fill(args, native(stream)); }
@@ -103,6 +111,12 @@ void CudaKernels::squared_norm(const SquaredNormArgs& args, Stream& stream) {
 }
 void CudaKernels::clip(const ClipArgs& args, Stream& stream) { cuda::clip(args, stream); }
 void CudaKernels::adamw(const AdamWArgs& args, Stream& stream) { cuda::adamw(args, stream); }
+void CudaKernels::attention_delta(const AttentionDeltaArgs& args, Stream& stream) {
+  cuda::attention_delta(args, native(stream));
+}
+void CudaKernels::attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
+  if (!cudnn_.backward(args, stream)) cuda::attention_backward(args, schedules_, stream);
+}
 void CudaKernels::copy_2d(const Copy2dArgs& args, Stream& stream) {
   cuda::copy_2d(args, native(stream));
 }

@@ -5,9 +5,12 @@
 // Writing an operation: override it here. Nothing else says that it exists.
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <vector>
 
+#include "kernels/cuda/attention/cudnn_attention.h"
+#include "kernels/cuda/attention/schedule_cache.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/workspace.h"
 #include "kernels/kernels.h"
@@ -17,7 +20,7 @@ namespace farspan::cuda {
 class CudaKernels : public Kernels {
  public:
   // `device` must outlive this object.
-  explicit CudaKernels(Device& device);
+  explicit CudaKernels(Device& device, AttentionKernel attention_kernel = AttentionKernel::kAuto);
 
   void copy(const CopyArgs&, Stream&) override;
   void fill(const FillArgs&, Stream&) override;
@@ -35,13 +38,22 @@ class CudaKernels : public Kernels {
   void squared_norm(const SquaredNormArgs&, Stream&) override;
   void clip(const ClipArgs&, Stream&) override;
   void adamw(const AdamWArgs&, Stream&) override;
+  void attention_delta(const AttentionDeltaArgs&, Stream&) override;
+  void attention_backward(const AttentionBackwardArgs&, Stream&) override;
   void copy_2d(const Copy2dArgs&, Stream&) override;
   void exact_add(const ExactAddArgs&, Stream&) override;
   void exact_matmul(const ExactMatmulArgs&, Stream&) override;
   void exact_read(const ExactReadArgs&, Stream&) override;
 
+  // Who computes attention: "cuDNN 9.19.0 where it can".
+  std::string attention_description() const { return cudnn_.description(); }
+  // As Backend::take_notes.
+  std::vector<std::string> take_notes() { return cudnn_.take_notes(); }
+
  private:
   Matmul matmul_;
+  ScheduleCache schedules_;
+  CudnnAttention cudnn_;
   Workspace workspace_;  // of one operation at a time on each queue
   std::size_t most_shared_;
 };

@@ -34,19 +34,23 @@ class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const BackendOptions& options)
       : device_(options.device_index), stream_(device_.make_stream()) {
-    kernels_ = make_checked(std::make_unique<AllKernels>(device_), device_.id());
-    description_ = describe(device_);
+    auto kernels = std::make_unique<AllKernels>(device_, options.attention_kernel);
+    own_ = kernels.get();
+    description_ = describe(device_) + ", attention by " + kernels->attention_description();
+    kernels_ = make_checked(std::move(kernels), device_.id());
   }
 
   Device& device() override { return device_; }
   Kernels& kernels() override { return *kernels_; }
   Stream& stream() override { return *stream_; }
   std::string description() const override { return description_; }
+  std::vector<std::string> take_notes() override { return own_->take_notes(); }
 
  private:
   cuda::CudaDevice device_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<Kernels> kernels_;
+  AllKernels* own_ = nullptr;  // inside kernels_
   std::string description_;
 };
 

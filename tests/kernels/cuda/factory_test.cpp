@@ -33,7 +33,7 @@ TEST(CudaFactory, KnowsWhatIsWritten) {
     if (state.name == "matmul") matmul = state.written;
     if (state.name == "attention_forward") attention = state.written;
   }
-  EXPECT_EQ(written, 20);
+  EXPECT_EQ(written, 22);
   EXPECT_TRUE(matmul);
   EXPECT_FALSE(attention);
 }
