@@ -4,6 +4,7 @@
 #include <array>
 #include <type_traits>
 
+#include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/backward.h"
 #include "kernels/cuda/attention/delta.h"
 #include "kernels/cuda/cross_entropy.h"
@@ -111,6 +112,12 @@ void CudaKernels::squared_norm(const SquaredNormArgs& args, Stream& stream) {
 }
 void CudaKernels::clip(const ClipArgs& args, Stream& stream) { cuda::clip(args, stream); }
 void CudaKernels::adamw(const AdamWArgs& args, Stream& stream) { cuda::adamw(args, stream); }
+void CudaKernels::attention_forward(const AttentionForwardArgs& args, Stream& stream) {
+  const auto own = [&](const AttentionForwardArgs& call) {
+    cuda::attention_forward(call, schedules_, stream);
+  };
+  if (!cudnn_.forward(args, stream, own)) own(args);
+}
 void CudaKernels::attention_delta(const AttentionDeltaArgs& args, Stream& stream) {
   cuda::attention_delta(args, native(stream));
 }

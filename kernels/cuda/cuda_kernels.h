@@ -38,6 +38,7 @@ class CudaKernels : public Kernels {
   void squared_norm(const SquaredNormArgs&, Stream&) override;
   void clip(const ClipArgs&, Stream&) override;
   void adamw(const AdamWArgs&, Stream&) override;
+  void attention_forward(const AttentionForwardArgs&, Stream&) override;
   void attention_delta(const AttentionDeltaArgs&, Stream&) override;
   void attention_backward(const AttentionBackwardArgs&, Stream&) override;
   void copy_2d(const Copy2dArgs&, Stream&) override;

@@ -1,4 +1,5 @@
-// Attention on CUDA: kernels/args.h, AttentionForwardArgs. Which kernel does a call is decided here.
+// Attention on CUDA: kernels/args.h, AttentionForwardArgs. Which kernel does a call is decided
+// here.
 //
 //   ScheduleCache schedules(device);                      // kept by the backend
 //   attention_forward(args, schedules, stream);

@@ -1,0 +1,7 @@
+#include "kernels/cuda/attention/forward_block.cuh"
+
+namespace farspan::cuda {
+
+template void launch_forward<64>(const ForwardCall&, const DeviceSchedule&, cudaStream_t);
+
+}  // namespace farspan::cuda
