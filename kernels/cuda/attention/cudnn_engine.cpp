@@ -22,13 +22,14 @@ using FeTensor = std::shared_ptr<fe::graph::Tensor_attributes>;
 enum Uid : std::int64_t { kQ = 1, kK, kV, kOut, kStats, kDout, kDq, kDk, kDv };
 
 [[noreturn]] void refuse(const SdpaShape& s, const std::string& reason) {
-  throw Error(ExitCode::kUsage,
-              {.what = fmt::format("cuDNN cannot plan attention {}: batch {}, heads {}:{}, {} "
-                                   "queries, {} keys, head dim {}: {}",
-                                   s.backward ? "backward" : "forward", s.batch, s.q_heads,
-                                   s.kv_heads, s.q_len, s.k_len, s.head_dim, reason),
-               .where = "parallel.attention_kernel",
-               .fix = "set parallel.attention_kernel: own"});
+  throw Error(
+      ExitCode::kUsage,
+      {.what = fmt::format("cuDNN cannot plan attention {}: batch {}, heads {}:{}, {} "
+                           "queries, {} keys, head dim {}: {}",
+                           s.backward ? "backward" : "forward", s.batch, s.q_heads, s.kv_heads,
+                           s.q_len, s.k_len, s.head_dim, reason.substr(0, reason.find('\n'))),
+       .where = "parallel.attention_kernel",
+       .fix = "set parallel.attention_kernel: own"});
 }
 
 class Plan {
