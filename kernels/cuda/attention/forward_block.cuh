@@ -94,120 +94,60 @@ __device__ __forceinline__ void write_out(const float (&o)[kRowTiles][kDim / 8][
   }
 }
 
+// A warp's rows from call to call: m, this lane's part of l, and o.
+template <int kDim>
+struct Rows {
+  static constexpr int kTiles = ForwardTraits<kDim>::kRowTiles;
+  RowState<kTiles> state;
+  float o[kTiles][kDim / 8][4];
+};
+
 template <int kDim, bool kBias>
-__global__ void __launch_bounds__(ForwardTraits<kDim>::kThreads, ForwardTraits<kDim>::kBlocksPerSm)
-    attention_forward_kernel(ForwardCall call, DeviceSchedule schedule) {
-  using T = ForwardTraits<kDim>;
-  constexpr int kKeyTiles = T::kKeys / 8;
-  bf16* const queries = shared_memory<bf16>();
-  bf16* const keys = queries + T::kRows * T::kPitch;
-  bf16* const values = keys + T::kKeys * T::kPitch;
-
-  // All heads of a tile of queries are neighbours: those of a group read the same keys at one time.
-  const int head = static_cast<int>(blockIdx.x % static_cast<unsigned>(call.num_q_heads));
-  const StationaryTile tile = schedule.tiles[blockIdx.x / static_cast<unsigned>(call.num_q_heads)];
-  const TileWalk walk{schedule.items, tile.item_end, head / (call.num_q_heads / call.num_kv_heads)};
-  KeyTile next = walk.first_from(tile.item_begin);
-  if (walk.done(next) && !call.first && !call.last) return;  // the state stays as it is
-
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp_row = static_cast<int>(threadIdx.x) / 32 * (T::kRowTiles * 16);  // of the block
-  const int lane_row = tile.row_begin + warp_row + lane / 4;
-  const int column = lane % 4 * 2;
-  const RowPlace place{.row = lane_row,
-                       .num_q = call.num_q,
-                       .head = head,
-                       .num_heads = call.num_q_heads,
-                       .head_dim = call.head_dim,
-                       .quad = lane % 4};
-  if (!walk.done(next)) {
-    const int stride = call.num_q_heads * call.head_dim;
-    load_tile<kDim, T::kRows>(queries, call.q + place.element(tile.row_begin), stride,
-                              call.num_q - tile.row_begin, call.head_dim);
-    load_keys<kDim>(keys, call.k, call, walk, next);
-    cp_async_commit();
-  }
-
-  RowState<T::kRowTiles> state;
-  float o[T::kRowTiles][kDim / 8][4];
-  const RowMaxima<kDim> maxima(queries, warp_row + lane / 4, lane % 4);
-  Alibi alibi;
-  if constexpr (kBias) alibi = Alibi::of(call.slopes[head], call.position_stride);
+__device__ __forceinline__ void begin(Rows<kDim>& rows, const RowMaxima<kDim>& maxima,
+                                      const ForwardCall& call, const RowPlace& place) {
+  constexpr int kTiles = Rows<kDim>::kTiles;
 #pragma unroll
-  for (int r = 0; r < T::kRowTiles; ++r)
+  for (int r = 0; r < kTiles; ++r)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = place.row_of(r, half);
       const bool carried = !call.first && row < call.num_q;
-      state.max[r][half] = carried ? call.row_max[place.stat(row)] : -INFINITY;
-      state.sum[r][half] = carried && place.quad == 0 ? call.row_sum[place.stat(row)] : 0.0f;
-      if constexpr (kBias) maxima.set(r, half, static_cast<double>(state.max[r][half]));
+      const float highest = carried ? call.row_max[place.stat(row)] : -INFINITY;
+      rows.state.max[r][half] = highest;
+      rows.state.sum[r][half] = carried && place.quad == 0 ? call.row_sum[place.stat(row)] : 0.0f;
+      if constexpr (kBias) maxima.set(r, half, static_cast<double>(highest));
     }
   if constexpr (kBias) __syncwarp();
-  if (call.first) {
-#pragma unroll
-    for (int r = 0; r < T::kRowTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kDim / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) o[r][n][e] = 0.0f;
-  } else {
-    read_accumulators<T::kRowTiles, kDim>(o, call.acc, place);
+  if (!call.first) {
+    read_accumulators<kTiles, kDim>(rows.o, call.acc, place);
+    return;
   }
-
-  // Fragments of 16 x 16: of A (queries) and of values, lanes 0-15 and 16-31 give the rows of the
-  // left and the right half; of B (keys, by rows), lanes 8-15 the right half of the first 8 rows.
-  const bf16* const lane_queries = queries + (warp_row + lane % 16) * T::kPitch + lane / 16 * 8;
-  const bf16* const lane_keys = keys + (lane / 16 * 8 + lane % 8) * T::kPitch + lane / 8 % 2 * 8;
-  const bf16* const lane_values = values + lane % 16 * T::kPitch + lane / 16 * 8;
-  int entered = -1;
-  while (!walk.done(next)) {
-    const KeyTile now = next;
-    const SliceItem& item = walk.items[now.item];
-    next = walk.after(now);
-
-    cp_async_wait<0>();
-    __syncthreads();  // keys are there; everyone is done with the values before
-    load_keys<kDim>(values, call.v, call, walk, now);
-    cp_async_commit();
-    float s[T::kRowTiles][kKeyTiles][4];
-    multiply_keys<kDim>(s, lane_queries, lane_keys);
-
-    cp_async_wait<0>();
-    __syncthreads();  // values are there; everyone is done with the keys
-    if (!walk.done(next)) load_keys<kDim>(keys, call.k, call, walk, next);
-    cp_async_commit();
-    if constexpr (kBias) {
-      if (entered != now.item) {
-        if (entered >= 0)
-          maxima.leave(state, alibi, walk.items[entered], lane_row, call.position_stride);
-        maxima.enter(state, alibi, item, lane_row, call.position_stride);
-        entered = now.item;
-      }
-      add_bias(s, alibi, item, call.scale_log2, now.index * T::kKeys, lane_row, column);
-    }
-    if (now.index < item.full_begin || now.index >= item.full_end)
-      hide(s, item, now.index * T::kKeys, lane_row, column);
-    take_softmax<kDim>(s, o, state, kBias ? 1.0f : call.scale_log2);
-    multiply_values<kDim>(o, s, lane_values);
-  }
-  cp_async_wait<0>();
-
-  // From here on row_max is what is stored, and factor what brings o and l to it.
-  if constexpr (kBias) {
-    if (entered >= 0)
-      maxima.leave(state, alibi, walk.items[entered], lane_row, call.position_stride);
-  }
-  float factor[T::kRowTiles][2];
 #pragma unroll
-  for (int r = 0; r < T::kRowTiles; ++r)
+  for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) rows.o[r][n][e] = 0.0f;
+}
+
+// Writes the state, or out and lse. `staging`: this warp's rows of the queries.
+template <int kDim, bool kBias>
+__device__ __forceinline__ void end(const Rows<kDim>& rows, const RowMaxima<kDim>& maxima,
+                                    const ForwardCall& call, const RowPlace& place, bf16* staging,
+                                    int warp_row) {
+  constexpr int kTiles = Rows<kDim>::kTiles;
+  constexpr unsigned kAll = 0xffffffffu;
+  float factor[kTiles][2];
+#pragma unroll
+  for (int r = 0; r < kTiles; ++r)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      constexpr unsigned kAll = 0xffffffffu;
-      float sum = state.sum[r][half];
+      float sum = rows.state.sum[r][half];
       sum += __shfl_xor_sync(kAll, sum, 1);
       sum += __shfl_xor_sync(kAll, sum, 2);
-      const double highest = kBias ? maxima.get(r, half) : static_cast<double>(state.max[r][half]);
+      double highest = static_cast<double>(rows.state.max[r][half]);
+      if constexpr (kBias) highest = maxima.get(r, half);
+      // What f32 rounds off a large maximum goes to l and o.
       const auto stored = static_cast<float>(highest);
       const bool rounded = kBias && stored != -INFINITY;
       const float shift = rounded ? exp2_approx(static_cast<float>(highest - stored)) : 1.0f;
@@ -223,10 +163,92 @@ __global__ void __launch_bounds__(ForwardTraits<kDim>::kThreads, ForwardTraits<k
       }
     }
   if (call.last)
-    write_out<T::kRowTiles, kDim>(o, factor, call.out, queries + warp_row * T::kPitch,
-                                  tile.row_begin + warp_row, place);
+    write_out<kTiles, kDim>(rows.o, factor, call.out, staging, warp_row, place);
   else
-    write_accumulators<T::kRowTiles, kDim>(o, factor, call.acc, place);
+    write_accumulators<kTiles, kDim>(rows.o, factor, call.acc, place);
+}
+
+template <int kDim, bool kBias>
+__global__ void __launch_bounds__(ForwardTraits<kDim>::kThreads, ForwardTraits<kDim>::kBlocksPerSm)
+    attention_forward_kernel(ForwardCall call, DeviceSchedule schedule) {
+  using T = ForwardTraits<kDim>;
+  bf16* const queries = shared_memory<bf16>();
+  bf16* const keys = queries + T::kRows * T::kPitch;
+  bf16* const values = keys + T::kKeys * T::kPitch;
+
+  // All heads of a tile of queries are neighbours: those of a group read the same keys at one time.
+  const int head = static_cast<int>(blockIdx.x % static_cast<unsigned>(call.num_q_heads));
+  const StationaryTile tile = schedule.tiles[blockIdx.x / static_cast<unsigned>(call.num_q_heads)];
+  const TileWalk walk{schedule.items, tile.item_end, head / (call.num_q_heads / call.num_kv_heads)};
+  KeyTile next = walk.first_from(tile.item_begin);
+  if (walk.done(next) && !call.first && !call.last) return;  // the state stays as it is
+
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 * (T::kRowTiles * 16);  // of the block
+  const int column = lane % 4 * 2;
+  const RowPlace place{.row = tile.row_begin + warp_row + lane / 4,
+                       .num_q = call.num_q,
+                       .head = head,
+                       .num_heads = call.num_q_heads,
+                       .head_dim = call.head_dim,
+                       .quad = lane % 4};
+  if (!walk.done(next)) {
+    load_tile<kDim, T::kRows>(queries, call.q + place.element(tile.row_begin),
+                              call.num_q_heads * call.head_dim, call.num_q - tile.row_begin,
+                              call.head_dim);
+    load_keys<kDim>(keys, call.k, call, walk, next);
+    cp_async_commit();
+  }
+  Rows<kDim> rows;
+  const RowMaxima<kDim> maxima(queries, warp_row + lane / 4, place.quad);
+  Alibi alibi;
+  if constexpr (kBias) alibi = Alibi::of(call.slopes[head], call.position_stride);
+  begin<kDim, kBias>(rows, maxima, call, place);
+
+  // Fragments of 16 x 16: of A (queries) and of values, lanes 0-15 and 16-31 give the rows of the
+  // left and the right half; of B (keys, by rows), lanes 8-15 the right half of the first 8 rows.
+  const bf16* const lane_queries = queries + (warp_row + lane % 16) * T::kPitch + lane / 16 * 8;
+  const bf16* const lane_keys = keys + (lane / 16 * 8 + lane % 8) * T::kPitch + lane / 8 % 2 * 8;
+  const bf16* const lane_values = values + lane % 16 * T::kPitch + lane / 16 * 8;
+  int entered = -1;  // the item that maxima are relative to
+  while (!walk.done(next)) {
+    const KeyTile now = next;
+    next = walk.after(now);
+
+    cp_async_wait<0>();
+    __syncthreads();  // keys are there; everyone is done with the values before
+    load_keys<kDim>(values, call.v, call, walk, now);
+    cp_async_commit();
+    float s[T::kRowTiles][T::kKeys / 8][4];
+    multiply_keys<kDim>(s, lane_queries, lane_keys);
+
+    cp_async_wait<0>();
+    __syncthreads();  // values are there; everyone is done with the keys
+    if (!walk.done(next)) load_keys<kDim>(keys, call.k, call, walk, next);
+    cp_async_commit();
+    const SliceItem& item = walk.items[now.item];
+    const int tile_begin = now.index * T::kKeys;
+    if constexpr (kBias) {
+      if (entered != now.item) {
+        if (entered >= 0)
+          maxima.leave(rows.state, alibi, walk.items[entered], place.row, call.position_stride);
+        maxima.enter(rows.state, alibi, item, place.row, call.position_stride);
+        entered = now.item;
+      }
+      add_bias(s, alibi, item, call.scale_log2, tile_begin, place.row, column);
+    }
+    if (now.index < item.full_begin || now.index >= item.full_end)
+      hide(s, item, tile_begin, place.row, column);
+    take_softmax<kDim>(s, rows.o, rows.state, kBias ? 1.0f : call.scale_log2);
+    multiply_values<kDim>(rows.o, s, lane_values);
+  }
+  cp_async_wait<0>();
+  if constexpr (kBias) {
+    if (entered >= 0)
+      maxima.leave(rows.state, alibi, walk.items[entered], place.row, call.position_stride);
+  }
+  end<kDim, kBias>(rows, maxima, call, place, queries + warp_row * T::kPitch,
+                   tile.row_begin + warp_row);
 }
 
 template <int kDim>
