@@ -152,12 +152,12 @@ void Block::compute_attention(Saved& s, const RopeTables& rope, const RecomputeP
   ctx.stash->put("block.lse", layer_);
 }
 
-void Block::compute_middle(Saved& s, const RecomputePolicy& policy, const StepContext& ctx) const {
-  if (s.middle.defined()) return;
+bool Block::compute_branch(Saved& s, const RecomputePolicy& policy, const StepContext& ctx) const {
+  if (s.middle.defined()) return false;
   const Shape flat{s.x.shape[0], num_heads_ * head_dim_};
   s.middle = arena_of(Activation::kMiddle, policy, ctx).take(s.x.dtype, s.x.shape, "block.middle");
   o_.forward(s.attention.view(flat), s.middle, ctx);
-  ctx.kernels().add({.a = s.x, .b = s.middle, .out = s.middle}, ctx.stream());
+  return true;
 }
 
 Block::Mlp Block::take_tile(const Mlp& kept, DType dtype, std::int64_t rows,
@@ -173,9 +173,22 @@ Block::Mlp Block::take_tile(const Mlp& kept, DType dtype, std::int64_t rows,
   return room;
 }
 
-void Block::compute_mlp(Tensor middle, const Mlp& tile, const Mlp& done,
+void Block::compute_mlp(Tensor x, Tensor middle, const Mlp& tile, const Mlp& done,
                         const StepContext& ctx) const {
-  if (!done.norm.y.defined()) norm_forward(*gain2_, middle, tile.norm, ctx);
+  if (done.norm.y.defined()) {
+    if (x.defined()) ctx.kernels().add({.a = x, .b = middle, .out = middle}, ctx.stream());
+  } else if (x.defined()) {
+    ctx.kernels().rmsnorm_forward({.x = x,
+                                   .weight = gain2_->working,
+                                   .y = tile.norm.y,
+                                   .rstd = tile.norm.rstd,
+                                   .eps = eps_,
+                                   .residual = middle,
+                                   .sum = middle},
+                                  ctx.stream());
+  } else {
+    norm_forward(*gain2_, middle, tile.norm, ctx);
+  }
   if (!done.gate.defined()) {
     gate_.forward(tile.norm.y, tile.gate, ctx);
     up_.forward(tile.norm.y, tile.up, ctx);
@@ -204,7 +217,7 @@ void Block::forward_mlp(Saved& s, Tensor out, const RecomputePolicy& policy,
   for (const TokenTile& t : tiles) {
     const Mlp tile = tile_rows(s.mlp, room, t);
     const Tensor middle = s.middle.rows(t.begin, t.count), out_rows = out.rows(t.begin, t.count);
-    compute_mlp(middle, tile, {}, ctx);
+    compute_mlp(s.x.rows(t.begin, t.count), middle, tile, {}, ctx);
     down_.forward(tile.product, out_rows, ctx);
     ctx.kernels().add({.a = middle, .b = out_rows, .out = out_rows}, ctx.stream());
   }
@@ -218,7 +231,7 @@ Block::Saved Block::forward(Tensor x, Tensor out, const RopeTables& rope,
   s.x = x;
   compute_qkv(s, rope, policy, ctx);
   compute_attention(s, rope, policy, ctx);
-  compute_middle(s, policy, ctx);
+  compute_branch(s, policy, ctx);
   forward_mlp(s, out, policy, ctx);
 
   const auto drop = [&](Activation a, std::initializer_list<Tensor*> tensors) {
@@ -242,13 +255,14 @@ void Block::backward(const Saved& saved, Tensor grad, const RopeTables& rope,
   {
     auto mlp_scope = ctx.scratch.scope();
     Saved with_middle = s;
-    compute_middle(with_middle, to_scratch, ctx);
-    backward_mlp(with_middle, grad, ctx);
+    const bool lacks_x = compute_branch(with_middle, to_scratch, ctx);
+    backward_mlp(with_middle, lacks_x, grad, ctx);
   }
   backward_attention(s, grad, rope, ctx);
 }
 
-void Block::backward_mlp(const Saved& s, Tensor grad, const StepContext& ctx) const {
+void Block::backward_mlp(const Saved& s, bool middle_lacks_x, Tensor grad,
+                         const StepContext& ctx) const {
   const DType dtype = s.x.dtype;
   const TokenTiles tiles = TokenTiles::even(s.x.shape[0], ctx);
   const std::int64_t rows = tiles.largest();
@@ -259,7 +273,8 @@ void Block::backward_mlp(const Saved& s, Tensor grad, const StepContext& ctx) co
     const Mlp tile = tile_rows(s.mlp, room, t);
     const Tensor middle = s.middle.rows(t.begin, t.count), grad_rows = grad.rows(t.begin, t.count);
     const Tensor dproduct = dproduct_room.rows(0, t.count), dnorm = dnorm_room.rows(0, t.count);
-    compute_mlp(middle, tile, s.mlp, ctx);
+    const Tensor x = middle_lacks_x ? s.x.rows(t.begin, t.count) : Tensor{};
+    compute_mlp(x, middle, tile, s.mlp, ctx);
     down_.backward(tile.product, grad_rows, dproduct, GradMode::kOverwrite, ctx);
     // Nobody reads gate after this: its gradient goes there, and that of up where dproduct is.
     const Tensor dgate = tile.gate, dup = dproduct;

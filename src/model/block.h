@@ -67,10 +67,12 @@ class Block {
                    const StepContext& ctx) const;
   void compute_attention(Saved& s, const RopeTables& rope, const RecomputePolicy& policy,
                          const StepContext& ctx) const;
-  void compute_middle(Saved& s, const RecomputePolicy& policy, const StepContext& ctx) const;
+  // Returns whether middle was undefined: it then holds the attention's branch alone, and
+  // compute_mlp adds x.
+  bool compute_branch(Saved& s, const RecomputePolicy& policy, const StepContext& ctx) const;
   void forward_mlp(Saved& s, Tensor out, const RecomputePolicy& policy,
                    const StepContext& ctx) const;
-  void backward_mlp(const Saved& s, Tensor grad, const StepContext& ctx) const;
+  void backward_mlp(const Saved& s, bool middle_lacks_x, Tensor grad, const StepContext& ctx) const;
   void backward_attention(const Saved& s, Tensor grad, const RopeTables& rope,
                           const StepContext& ctx) const;
   // From the gradients of rotated q, k, v (f32) on; rotates them back in place if x is f32.
@@ -80,8 +82,10 @@ class Block {
   // Room for `rows` tokens of what the policy keeps, or, given what is kept, of what it lacks.
   Normed take_norm(Arena& arena, DType dtype, std::int64_t rows) const;
   Mlp take_tile(const Mlp& kept, DType dtype, std::int64_t rows, const StepContext& ctx) const;
-  // Computes those tensors of a tile that `done` lacks. middle: (n, C), the tile's.
-  void compute_mlp(Tensor middle, const Mlp& tile, const Mlp& done, const StepContext& ctx) const;
+  // Computes those tensors of a tile that `done` lacks. x and middle: (n, C), the tile's; x is
+  // added to middle, unless it is undefined.
+  void compute_mlp(Tensor x, Tensor middle, const Mlp& tile, const Mlp& done,
+                   const StepContext& ctx) const;
   void rotate(Tensor x, const RopeTables& rope, const TokenTile& tile, bool inverse,
               const StepContext& ctx) const;
   void norm_forward(const Parameter& gain, Tensor x, const Normed& out,
