@@ -1,9 +1,5 @@
 #include "kernels/cuda/cuda_kernels.h"
 
-#include <algorithm>
-#include <array>
-#include <type_traits>
-
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/backward.h"
 #include "kernels/cuda/attention/delta.h"
@@ -19,43 +15,6 @@
 namespace farspan::cuda {
 namespace {
 
-// &CudaKernels::op is a member of Kernels until CudaKernels overrides op.
-#define FARSPAN_STATE(op) \
-  OperationState { #op, !std::is_same_v < decltype(&CudaKernels::op), decltype(&Kernels::op)> }
-constexpr std::array kStates{
-    FARSPAN_STATE(copy),
-    FARSPAN_STATE(fill),
-    FARSPAN_STATE(add),
-    FARSPAN_STATE(matmul),
-    FARSPAN_STATE(rmsnorm_forward),
-    FARSPAN_STATE(rmsnorm_backward),
-    FARSPAN_STATE(rope_table),
-    FARSPAN_STATE(rope_apply),
-    FARSPAN_STATE(swiglu_forward),
-    FARSPAN_STATE(swiglu_backward),
-    FARSPAN_STATE(embedding_forward),
-    FARSPAN_STATE(embedding_backward),
-    FARSPAN_STATE(cross_entropy),
-    FARSPAN_STATE(squared_norm),
-    FARSPAN_STATE(clip),
-    FARSPAN_STATE(adamw),
-    FARSPAN_STATE(attention_forward),
-    FARSPAN_STATE(attention_delta),
-    FARSPAN_STATE(attention_backward),
-    FARSPAN_STATE(copy_2d),
-    FARSPAN_STATE(exact_add),
-    FARSPAN_STATE(exact_matmul),
-    FARSPAN_STATE(exact_read),
-};
-#undef FARSPAN_STATE
-
-constexpr bool complete() {
-  return std::all_of(kStates.begin(), kStates.end(),
-                     [](const OperationState& s) { return s.written; });
-}
-static_assert(std::is_abstract_v<CudaKernels> != complete(),
-              "an operation of Kernels is not in this list");
-
 // Bytes of shared memory that a block may have, once it asks.
 std::size_t most_shared_memory(int device) {
   int bytes = 0;
@@ -64,8 +23,6 @@ std::size_t most_shared_memory(int device) {
 }
 
 }  // namespace
-
-std::vector<OperationState> operation_states() { return {kStates.begin(), kStates.end()}; }
 
 CudaKernels::CudaKernels(Device& device, AttentionKernel attention_kernel)
     : matmul_(device),

@@ -1,12 +1,13 @@
-// The operations that exist on CUDA so far. The class is abstract as long as kernels/kernels.h has
-// an operation that is not written here, so no backend can be made of it; the factory refuses with
-// the list of what is missing, which the compiler draws up (operation_states).
+// Every operation of kernels/kernels.h on one NVIDIA GPU.
 //
-// Writing an operation: override it here. Nothing else says that it exists.
+//   CudaKernels kernels(device);
+//   kernels.add({.a = x, .b = y, .out = x}, *stream);   // enqueued: nothing waits for the device
+//
+// Memory beside the arguments: workspace, taken at the first call of a shape and kept (matmul.h,
+// workspace.h); attention keeps schedules (attention/schedule_cache.h).
 #pragma once
 
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "kernels/cuda/attention/cudnn_attention.h"
@@ -17,7 +18,7 @@
 
 namespace farspan::cuda {
 
-class CudaKernels : public Kernels {
+class CudaKernels final : public Kernels {
  public:
   // `device` must outlive this object.
   explicit CudaKernels(Device& device, AttentionKernel attention_kernel = AttentionKernel::kAuto);
@@ -58,13 +59,5 @@ class CudaKernels : public Kernels {
   Workspace workspace_;  // of one operation at a time on each queue
   std::size_t most_shared_;
 };
-
-struct OperationState {
-  std::string_view name;
-  bool written;
-};
-
-// Every operation of Kernels, in its order, and whether CudaKernels has it.
-std::vector<OperationState> operation_states();
 
 }  // namespace farspan::cuda

@@ -1,8 +1,5 @@
-// The CUDA backend's door. Until CudaKernels has every operation of kernels/kernels.h there is no
-// backend that could be handed out: the factory refuses and says what is missing.
+// The CUDA backend's door.
 #include <cublasLt.h>
-
-#include <type_traits>
 
 #include "core/error.h"
 #include "kernels/checked.h"
@@ -13,14 +10,6 @@
 namespace farspan {
 namespace {
 
-std::string names_where(bool written) {
-  std::string names;
-  for (const cuda::OperationState& state : cuda::operation_states())
-    if (state.written == written)
-      names += fmt::format("{}{}", names.empty() ? "" : ", ", state.name);
-  return names;
-}
-
 std::string describe(const cuda::CudaDevice& device) {
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
@@ -28,13 +17,11 @@ std::string describe(const cuda::CudaDevice& device) {
                      device.name(), driver / 1000, driver % 1000 / 10, cublasLtGetVersion());
 }
 
-// A template, so that what an abstract class cannot do is not compiled while it is one.
-template <typename AllKernels>
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const BackendOptions& options)
       : device_(options.device_index), stream_(device_.make_stream()) {
-    auto kernels = std::make_unique<AllKernels>(device_, options.attention_kernel);
+    auto kernels = std::make_unique<cuda::CudaKernels>(device_, options.attention_kernel);
     own_ = kernels.get();
     description_ = describe(device_) + ", attention by " + kernels->attention_description();
     kernels_ = make_checked(std::move(kernels), device_.id());
@@ -50,21 +37,9 @@ class CudaBackend final : public Backend {
   cuda::CudaDevice device_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<Kernels> kernels_;
-  AllKernels* own_ = nullptr;  // inside kernels_
+  cuda::CudaKernels* own_ = nullptr;  // inside kernels_
   std::string description_;
 };
-
-template <typename AllKernels>
-std::unique_ptr<Backend> make(const BackendOptions& options) {
-  if constexpr (std::is_abstract_v<AllKernels>)
-    throw Error(ExitCode::kUsage,
-                {.what = fmt::format("the CUDA backend of this version lacks {} (it has {})",
-                                     names_where(false), names_where(true)),
-                 .where = "device: cuda",
-                 .fix = "set device: cpu"});
-  else
-    return std::make_unique<CudaBackend<AllKernels>>(options);
-}
 
 }  // namespace
 
@@ -86,7 +61,7 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
                                                        options.device_index, found.devices),
                                    .where = "device: cuda",
                                    .fix = "check CUDA_VISIBLE_DEVICES"});
-  return make<cuda::CudaKernels>(options);
+  return std::make_unique<CudaBackend>(options);
 }
 
 }  // namespace farspan
