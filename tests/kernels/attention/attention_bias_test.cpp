@@ -1,4 +1,4 @@
-// Head ranges, ALiBi and xPos, on every instruction set, against the reference in double.
+// Head ranges, ALiBi and xPos, on every variant, against the reference in double.
 #include <gmock/gmock.h>
 
 #include "kernels/attention/variants.h"
@@ -6,8 +6,6 @@
 
 namespace farspan::testing {
 namespace {
-
-using cpu::AttentionEngine;
 
 class AttentionBiasTest : public AttentionTest {};
 
@@ -112,7 +110,7 @@ TEST_P(AttentionBiasTest, FarKeysAloneAreAsPreciseAsNearOnes) {
                {50, 70}};
     c.slopes = {slope};
     AttentionProblem p = make_problem(c, GetParam().dtype);
-    AttentionEngine e = engine(1);
+    AttentionUnderTest e = engine(1);
     const EngineResult r = run_engine(e, c, p, GetParam().dtype);
     AttentionResult reference = reference_attention(p);
     expect_l2(r.out, reference.out, f32 ? 2e-6 : 3e-3, "out", c);
@@ -202,7 +200,7 @@ TEST_P(AttentionBiasTest, RowsWithoutKeys) {
   c.slopes = {0.5, 0.25};
   c.decay = xpos_decay(16);
   const AttentionProblem p = make_problem(c, GetParam().dtype);
-  AttentionEngine e = engine(1);
+  AttentionUnderTest e = engine(1);
   const EngineResult r = run_engine(e, c, p, GetParam().dtype);
   const auto out = r.out.doubles(), dq = r.dq.doubles(), dk = r.dk.doubles(), dv = r.dv.doubles(),
              lse = r.lse.doubles();

@@ -11,8 +11,6 @@
 namespace farspan::testing {
 namespace {
 
-using cpu::AttentionEngine;
-
 class AttentionInvariantTest : public AttentionTest {};
 
 // A block of queries and the blocks of keys that it sees, ascending, as invariant mode cuts them.
@@ -122,7 +120,7 @@ TEST_P(AttentionInvariantTest, KeysMayLieAnywhereInTheirBlock) {
     };
     const TestCase c = configured(reference_place);
     const AttentionProblem p = make_problem(c, dtype);
-    AttentionEngine one = engine(1);
+    AttentionUnderTest one = engine(1);
     const EngineResult expected = run_engine(one, c, p, dtype);
     expect_matches(expected, reference_attention(p), dtype, c);
     // Shuffled, off all grids, with keys between them that nobody sees.
@@ -136,7 +134,7 @@ TEST_P(AttentionInvariantTest, KeysMayLieAnywhereInTheirBlock) {
         AttentionProblem q = p;
         q.k = scattered(p.k, place);
         q.v = scattered(p.v, place);
-        AttentionEngine e = engine(num_threads);
+        AttentionUnderTest e = engine(num_threads);
         const EngineResult r = run_engine(e, moved, q, dtype);
         EXPECT_TRUE(r.out == expected.out);
         EXPECT_TRUE(r.lse == expected.lse);
@@ -180,7 +178,7 @@ TEST_P(AttentionInvariantTest, HeadsMayBeComputedApart) {
   c.invariant = true;
   set_bias(c);
   const AttentionProblem p = make_problem(c, dtype);
-  AttentionEngine e = engine(1);
+  AttentionUnderTest e = engine(1);
   const EngineResult all = run_engine(e, c, p, dtype);
   for (const std::int64_t count : {std::int64_t{1}, kGroup})
     for (std::int64_t head = 0; head < kQueryHeads; head += count) {
@@ -210,10 +208,10 @@ TEST_P(AttentionInvariantTest, ThreadsChangeNothingWithHeadRangesAndBias) {
   c.slopes = {0.5, 0.1, 0.03, 1e-4, 1e-5, 0.001};
   c.decay = xpos_decay(32, 10.0);
   const AttentionProblem p = make_problem(c, GetParam().dtype);
-  AttentionEngine one = engine(1);
+  AttentionUnderTest one = engine(1);
   const EngineResult expected = run_engine(one, c, p, GetParam().dtype);
   for (const int num_threads : {1, 3, 8}) {
-    AttentionEngine many = engine(num_threads);
+    AttentionUnderTest many = engine(num_threads);
     EXPECT_TRUE(run_engine(many, c, p, GetParam().dtype) == expected) << num_threads << " threads";
   }
 }

@@ -1,16 +1,15 @@
-// Runs AttentionEngine on an AttentionProblem, in one call or hop by hop, and compares the results
-// with the double-precision reference.
+// Runs an implementation on an AttentionProblem, in one call or hop by hop, and compares the
+// results with the double-precision reference.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "core/rng.h"
-#include "kernels/cpu/attention/attention.h"
-#include "kernels/cpu/isa.h"
 #include "support/compare.h"
 #include "support/reference_attention.h"
 
@@ -139,8 +138,28 @@ inline std::vector<AttentionSlice> slices_of_hop(const TestCase& c, std::int64_t
   return hop;
 }
 
+// An implementation of attention over tensors in host memory.
+class AttentionUnderTest {
+ public:
+  class Calls {
+   public:
+    virtual ~Calls() = default;
+    virtual void forward(const AttentionForwardArgs& args) = 0;
+    virtual void delta(const AttentionDeltaArgs& args) = 0;
+    virtual void backward(const AttentionBackwardArgs& args) = 0;
+  };
+  explicit AttentionUnderTest(std::unique_ptr<Calls> calls) : calls_(std::move(calls)) {}
+
+  void forward(const AttentionForwardArgs& args) { calls_->forward(args); }
+  void delta(const AttentionDeltaArgs& args) { calls_->delta(args); }
+  void backward(const AttentionBackwardArgs& args) { calls_->backward(args); }
+
+ private:
+  std::unique_ptr<Calls> calls_;
+};
+
 // Forward over all hops, delta, backward over all hops. Gradients start at 0, state uninitialised.
-inline EngineResult run_engine(cpu::AttentionEngine& engine, const TestCase& c,
+inline EngineResult run_engine(AttentionUnderTest& engine, const TestCase& c,
                                const AttentionProblem& p, DType dtype) {
   const Shape q_shape{c.num_q, c.num_q_heads, c.head_dim};
   const Shape k_shape{c.num_k, c.num_kv_heads, c.head_dim};

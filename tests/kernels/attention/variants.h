@@ -1,4 +1,4 @@
-// The instruction sets and dtypes under test, and the fixture that runs a case on one of them.
+// The variants under test, and the fixture that runs a case on one of them.
 #pragma once
 
 #include <optional>
@@ -11,49 +11,43 @@
 
 namespace farspan::testing {
 
+// An implementation and a dtype.
 struct Variant {
   std::string name;
-  CpuIsa isa;
   DType dtype;
-  bool emulate_amx_tiles = false;
+  int implementation = 0;  // as the program that lists it numbers them
 };
 
 // Failures name the variant.
 inline void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
 
-inline std::vector<Variant> all_variants() {
-  std::vector<Variant> variants;
-  for (const CpuIsa isa :
-       {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx})
-    for (const DType dtype : {DType::kF32, DType::kBF16})
-      variants.push_back({fmt::format("{}_{}", name_of(isa), name_of(dtype)), isa, dtype});
-  variants.push_back({"amx_emulated_bf16", CpuIsa::kAvx512Bf16, DType::kBF16, true});
-  return variants;
-}
+// The variants of a program, why one of them cannot run here (empty: it can), and what runs it.
+// Each program links one file that defines them: cpu_variants.cpp, or
+// tests/kernels/cuda/attention_variants.cpp.
+std::vector<Variant> all_variants();
+std::string why_not(const Variant& variant);
+AttentionUnderTest make_attention(const Variant& variant, int num_threads);
 
 class AttentionTest : public ::testing::TestWithParam<Variant> {
  protected:
   void SetUp() override {
-    if (!cpu_supports(GetParam().isa))
-      GTEST_SKIP() << "this processor does not run " << name_of(GetParam().isa);
+    const std::string reason = why_not(GetParam());
+    if (!reason.empty()) GTEST_SKIP() << reason;
   }
-  cpu::AttentionEngine engine(int num_threads) const {
-    return cpu::AttentionEngine({.isa = GetParam().isa,
-                                 .num_threads = num_threads,
-                                 .emulate_amx_tiles = GetParam().emulate_amx_tiles});
+  AttentionUnderTest engine(int num_threads) const {
+    return make_attention(GetParam(), num_threads);
   }
   // One engine for all cases of a test: its workspace and lists serve one shape after the other.
   void check(const TestCase& c) {
     SCOPED_TRACE(c.name);
     if (!engine_) engine_.emplace(engine(kTestThreads));
-    cpu::AttentionEngine& e = *engine_;
     const AttentionProblem p = make_problem(c, GetParam().dtype);
-    expect_matches(run_engine(e, c, p, GetParam().dtype), reference_attention(p), GetParam().dtype,
-                   c);
+    expect_matches(run_engine(*engine_, c, p, GetParam().dtype), reference_attention(p),
+                   GetParam().dtype, c);
   }
 
  private:
-  std::optional<cpu::AttentionEngine> engine_;
+  std::optional<AttentionUnderTest> engine_;
 };
 
 inline AttentionSlice whole(std::int64_t num_q, std::int64_t num_k, MaskKind kind,
