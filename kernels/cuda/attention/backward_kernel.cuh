@@ -111,7 +111,7 @@ __device__ __forceinline__ void multiply_rows(float (&c)[T::kRowTiles][T::kScore
                                               const FragmentRows<T::kDim>& own_rows,
                                               const FragmentRows<T::kDim>& moving_rows) {
   clear(c);
-#pragma unroll 4
+#pragma unroll 2
   for (int k = 0; k < T::kDim / 16; ++k) {
     std::uint32_t a[T::kRowTiles][4];
 #pragma unroll
