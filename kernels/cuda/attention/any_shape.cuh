@@ -235,26 +235,22 @@ __device__ inline KeyRange keys_of(const SliceItem& item, int i) {
   return {max(0, i - item.max_distance), min(item.k_len - 1, i - item.min_distance) + 1};
 }
 
-// What a query's scores against one tile of keys have in common under ALiBi.
+// What a query's scores against some keys have in common under ALiBi.
 struct Slope {
-  float slope;  // 0: none
-  int nearest;  // key that the query sees and that is closest to it, in the tile
-  double far;   // slope times its distance
+  float slope;    // 0: none
+  int reference;  // the key from which distances count
+  double far;     // slope times the query's distance to it
 
-  // `keys` as keys_of gives them, of which [tile_begin, tile_end) are in the tile.
-  __device__ Slope(const Problem& p, const SliceItem& item, int head, int i, KeyRange keys,
-                   int tile_begin, int tile_end)
-      : slope(p.slopes == nullptr ? 0.0f : p.slopes[head]),
-        nearest(max(min(keys.end, tile_end) - 1, tile_begin)),
-        far(0.0) {
+  __device__ Slope(const Problem& p, const SliceItem& item, int head, int i, int reference_key)
+      : slope(p.slopes == nullptr ? 0.0f : p.slopes[head]), reference(reference_key), far(0.0) {
     const std::int64_t distance =
-        static_cast<std::int64_t>(i - nearest) * p.position_stride + item.position_diagonal;
+        static_cast<std::int64_t>(i - reference) * p.position_stride + item.position_diagonal;
     far = static_cast<double>(slope) * static_cast<double>(distance);
   }
-  // score - slope (p(i, key) - p(i, nearest))
+  // score - slope (p(i, key) - p(i, reference))
   __device__ float apply(const Problem& p, float score, int key) const {
     const auto steps =
-        static_cast<float>(static_cast<std::int64_t>(nearest - key) * p.position_stride);
+        static_cast<float>(static_cast<std::int64_t>(reference - key) * p.position_stride);
     return fmaf(-slope, steps, score);
   }
 };

@@ -34,6 +34,13 @@ struct Place {
   int query, key, head, run_begin, run_end;
 };
 
+// Of the keys that a query sees in a slice the one with the largest bias. It must not depend on
+// where tiles of keys begin: with own keys they follow the call's KV block.
+__device__ int reference_key(const Problem& p, const KeyRange& keys, int head) {
+  const bool nearest = p.slopes == nullptr || p.slopes[head] >= 0.0f;
+  return nearest ? keys.end - 1 : keys.begin;
+}
+
 // Of one query against the tile's keys.
 struct QueryView {
   KeyRange keys;
@@ -43,7 +50,7 @@ struct QueryView {
   __device__ QueryView(const Problem& p, const SliceItem& item, const Place& place, int r,
                        const QueryStats& stats)
       : keys(keys_of(item, place.query + r)),
-        slope(p, item, place.head, place.query + r, keys, place.key, place.key + kTile),
+        slope(p, item, place.head, place.query + r, reference_key(p, keys, place.head)),
         near_lse(static_cast<float>(static_cast<double>(stats.lse) + slope.far)),
         delta(stats.delta) {
     if (r < place.run_begin || r >= place.run_end || stats.lse == -kInfinity) keys = {0, 0};

@@ -56,7 +56,8 @@ __device__ float softmax_row(const Problem& p, const SliceItem& item, const Plac
   KeyRange keys = keys_of(item, i);
   if (r < place.run_begin || r >= place.run_end) keys = {0, 0};
   const bool alibi = p.slopes != nullptr;
-  const Slope slope(p, item, place.head, i, keys, place.key, place.key + kTile);
+  const int nearest = max(min(keys.end, place.key + kTile) - 1, place.key);  // of the tile
+  const Slope slope(p, item, place.head, i, nearest);
   float highest = -kInfinity;
 #pragma unroll
   for (int s = 0; s < 4; ++s) {

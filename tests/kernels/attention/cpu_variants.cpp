@@ -36,11 +36,12 @@ std::vector<Variant> all_variants() {
   for (int i = 0; i < static_cast<int>(std::size(kImplementations)); ++i) {
     const Implementation& it = kImplementations[i];
     if (it.emulate_amx_tiles) {
-      variants.push_back({"amx_emulated_bf16", DType::kBF16, i});
+      variants.push_back({"amx_emulated_bf16", DType::kBF16, i, true, true});
       continue;
     }
     for (const DType dtype : {DType::kF32, DType::kBF16})
-      variants.push_back({fmt::format("{}_{}", name_of(it.isa), name_of(dtype)), dtype, i});
+      variants.push_back(
+          {fmt::format("{}_{}", name_of(it.isa), name_of(dtype)), dtype, i, true, true});
   }
   return variants;
 }

@@ -15,7 +15,9 @@ namespace farspan::testing {
 struct Variant {
   std::string name;
   DType dtype;
-  int implementation = 0;  // as the program that lists it numbers them
+  int implementation = 0;     // as the program that lists it numbers them
+  bool repeatable = true;     // every run gives the same bits
+  bool uses_threads = false;  // the number of threads means something to it
 };
 
 // Failures name the variant.
@@ -36,6 +38,10 @@ class AttentionTest : public ::testing::TestWithParam<Variant> {
   }
   AttentionUnderTest engine(int num_threads) const {
     return make_attention(GetParam(), num_threads);
+  }
+  // Numbers of threads that are to make no difference.
+  std::vector<int> thread_counts(std::vector<int> counts) const {
+    return GetParam().uses_threads ? counts : std::vector<int>{1};
   }
   // One engine for all cases of a test: its workspace and lists serve one shape after the other.
   void check(const TestCase& c) {

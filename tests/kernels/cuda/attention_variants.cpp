@@ -67,7 +67,7 @@ class CudaCalls final : public AttentionUnderTest::Calls {
     if (implementation_ == kAnyShape)
       cuda::attention_forward_any_shape(args, schedules_, *stream_);
     else
-      cuda::attention_forward_any_shape(args, schedules_, *stream_);
+      cuda::attention_forward(args, schedules_, *stream_);
     copies.finish();
   }
 
@@ -113,7 +113,7 @@ std::vector<Variant> all_variants() {
   return {{"cuda_f32", DType::kF32, kAsDispatched},
           {"cuda_bf16", DType::kBF16, kAsDispatched},
           {"cuda_any_shape_bf16", DType::kBF16, kAnyShape},
-          {"cuda_atomic_dq_bf16", DType::kBF16, kAtomicDq}};
+          {"cuda_atomic_dq_bf16", DType::kBF16, kAtomicDq, false}};
 }
 
 std::string why_not(const Variant&) {
