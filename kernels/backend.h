@@ -31,6 +31,12 @@ struct BackendOptions {
   DeviceKind dry_target = DeviceKind::kCpu;  // dry: the kind of device that it stands for
 };
 
+// Something that takes memory, for people.
+struct MemoryItem {
+  std::string name;
+  std::size_t bytes = 0;
+};
+
 // What a pass has asked of the kernels (dry backend; others return zeros).
 struct WorkCounters {
   double matmul_flops = 0;              // 2 M N K
@@ -53,6 +59,9 @@ class Backend {
   // What became known since the last call and is worth a line in the log: which attention kernel
   // took the calls, and why.
   virtual std::vector<std::string> take_notes() { return {}; }
+  // Device memory that operations take beside their tensors, as a dry backend predicts it from the
+  // calls so far for the kind of device that it stands for. Others' is in Device::taken().
+  virtual std::vector<MemoryItem> workspaces() const { return {}; }
   virtual WorkCounters work() const { return {}; }
   virtual void reset_work() {}
 };

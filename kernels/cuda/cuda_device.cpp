@@ -115,12 +115,19 @@ Buffer CudaDevice::allocate(std::size_t bytes) {
   make_current(index_);
   void* data = nullptr;
   FARSPAN_CUDA(cudaMalloc(&data, bytes));
+  const std::size_t now = tally_->now += bytes;
+  std::size_t most = tally_->most;
+  while (now > most && !tally_->most.compare_exchange_weak(most, now)) {
+  }
   return Buffer(static_cast<std::byte*>(data), bytes, id(),
-                [device = index_](std::byte* p, std::size_t) {
+                [device = index_, tally = tally_](std::byte* p, std::size_t n) {
                   forget(cudaSetDevice(device));
                   forget(cudaFree(p));
+                  tally->now -= n;
                 });
 }
+
+TakenMemory CudaDevice::taken() const { return {.now = tally_->now, .most = tally_->most}; }
 
 Buffer CudaDevice::allocate_host(std::size_t bytes) {
   if (bytes == 0) return {};

@@ -12,6 +12,7 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -73,13 +74,20 @@ class CudaDevice final : public Device {
   std::string hardware_id() const override;
   std::optional<DeviceMemory> memory() const override;
   Buffer allocate(std::size_t bytes) override;
+  TakenMemory taken() const override;
   Buffer allocate_host(std::size_t bytes) override;
   void copy(std::byte* dst, const std::byte* src, std::size_t bytes, Stream& stream) override;
   std::unique_ptr<Stream> make_stream() override;
   std::unique_ptr<Event> make_event() override;
 
  private:
+  // Outlives the device: buffers give back to it.
+  struct Tally {
+    std::atomic<std::size_t> now = 0, most = 0;
+  };
+
   int index_;
+  std::shared_ptr<Tally> tally_ = std::make_shared<Tally>();
 };
 
 }  // namespace farspan::cuda

@@ -41,6 +41,7 @@ void DryKernels::fill(const FillArgs& a, Stream&) { count(work_, {{a.dst}}); }
 void DryKernels::add(const AddArgs& a, Stream&) { count(work_, {{a.a, a.b, a.out}}); }
 
 void DryKernels::matmul(const MatmulArgs& a, Stream&) {
+  see(a);
   const auto k = static_cast<double>(a.a.shape[a.trans_a ? 0 : 1]);
   work_.matmul_flops += 2.0 * static_cast<double>(a.out.numel()) * k;
   if (a.mode == GradMode::kAccumulate)
@@ -54,6 +55,7 @@ void DryKernels::rmsnorm_forward(const RmsNormForwardArgs& a, Stream&) {
 }
 
 void DryKernels::rmsnorm_backward(const RmsNormBackwardArgs& a, Stream&) {
+  see(a);
   if (a.dx_mode == GradMode::kAccumulate)
     count(work_, {{a.x, a.weight, a.rstd, a.dy}}, {{a.dx, a.dweight}});
   else
@@ -76,13 +78,16 @@ void DryKernels::embedding_forward(const EmbeddingForwardArgs& a, Stream&) {
   count(work_, {{a.ids, a.out, a.out}});  // as many rows of the table as of out
 }
 void DryKernels::embedding_backward(const EmbeddingBackwardArgs& a, Stream&) {
+  see(a);
   count(work_, {{a.ids, a.dout}});
   work_.bytes += 2.0 * static_cast<double>(a.dout.numel()) * sizeof(float);  // the rows touched
 }
 void DryKernels::cross_entropy(const CrossEntropyArgs& a, Stream&) {
+  see(a);
   count(work_, {{a.logits, a.labels, a.dlogits, a.nll}}, {{a.loss_sum, a.valid_count}});
 }
 void DryKernels::squared_norm(const SquaredNormArgs& a, Stream&) {
+  see(a);
   count(work_, {{a.x}}, {{a.sum}});
 }
 void DryKernels::clip(const ClipArgs& a, Stream&) {
@@ -95,6 +100,7 @@ void DryKernels::adamw(const AdamWArgs& a, Stream&) {
 }
 
 void DryKernels::attention_forward(const AttentionForwardArgs& a, Stream&) {
+  see(a);
   const auto d = static_cast<double>(a.q.shape[2]);
   work_.attention_forward_flops += 4 * d * visible_score_pairs(a.slices, a.q, a.k);
   count(work_, {{a.q, a.k, a.v}});
@@ -105,6 +111,7 @@ void DryKernels::attention_delta(const AttentionDeltaArgs& a, Stream&) {
   count(work_, {{a.out, a.dout, a.delta}});
 }
 void DryKernels::attention_backward(const AttentionBackwardArgs& a, Stream&) {
+  see(a);
   const auto d = static_cast<double>(a.q.shape[2]);
   work_.attention_backward_flops += 10 * d * visible_score_pairs(a.slices, a.q, a.k);
   count(work_, {{a.q, a.k, a.v, a.dout, a.lse, a.delta}}, {{a.dq, a.dk, a.dv}});
@@ -122,6 +129,7 @@ void DryKernels::exact_add(const ExactAddArgs& a, Stream&) {
   work_.bytes += 4.0 * static_cast<double>(a.src.numel()) * sizeof(std::int64_t);
 }
 void DryKernels::exact_matmul(const ExactMatmulArgs& a, Stream&) {
+  see(a);
   work_.matmul_flops += 2.0 * static_cast<double>(a.a.numel()) * static_cast<double>(a.b.shape[1]);
   count(work_, {{a.a, a.b}}, {{a.sum.high, a.sum.low}});
 }

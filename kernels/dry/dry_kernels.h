@@ -10,12 +10,17 @@
 #pragma once
 
 #include "kernels/backend.h"
+#include "kernels/dry/cuda_workspaces.h"
 #include "kernels/kernels.h"
 
 namespace farspan::dry {
 
 class DryKernels final : public Kernels {
  public:
+  // `target`: the kind of device whose workspaces are counted; only CUDA's operations take any.
+  explicit DryKernels(DeviceKind target = DeviceKind::kCpu) : cuda_(target == DeviceKind::kCuda) {}
+
+  std::vector<MemoryItem> workspaces() const { return workspaces_.items(); }
   const WorkCounters& work() const { return work_; }
   void reset_work() { work_ = {}; }
 
@@ -44,6 +49,13 @@ class DryKernels final : public Kernels {
   void exact_read(const ExactReadArgs&, Stream&) override;
 
  private:
+  template <typename Args>
+  void see(const Args& args) {
+    if (cuda_) workspaces_.see(args);
+  }
+
+  bool cuda_;
+  CudaWorkspaces workspaces_;
   WorkCounters work_;
 };
 

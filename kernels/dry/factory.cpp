@@ -9,7 +9,7 @@ class DryBackend final : public Backend {
  public:
   explicit DryBackend(DeviceKind target)
       : target_(target), device_(make_dry_device()), stream_(device_->make_stream()) {
-    auto counting = std::make_unique<dry::DryKernels>();
+    auto counting = std::make_unique<dry::DryKernels>(target);
     counting_ = counting.get();
     kernels_ = make_checked(std::move(counting), device_->id());
   }
@@ -21,6 +21,7 @@ class DryBackend final : public Backend {
     return "dry: checks shapes, counts, computes nothing";
   }
   DeviceKind target() override { return target_; }
+  std::vector<MemoryItem> workspaces() const override { return counting_->workspaces(); }
   WorkCounters work() const override { return counting_->work(); }
   void reset_work() override { counting_->reset_work(); }
 

@@ -14,6 +14,7 @@
 #include "core/log.h"
 #include "train/auto_sharding.h"
 #include "train/dry_run.h"
+#include "train/longest.h"
 #include "train/memory.h"
 #include "train/trainer.h"
 
@@ -25,6 +26,7 @@ struct TrainArguments {
   std::vector<std::string> overrides;
   std::string resume = "auto";
   bool dry_run = false;
+  bool max_length = false;
   int ranks = 0;
   int local_ranks = 0;
   bool quiet = false;
@@ -39,27 +41,82 @@ int dry_ranks(const TrainArguments& args) {
   return args.local_ranks > 0 ? args.local_ranks : num_started_processes();
 }
 
+struct DryRun {
+  config::RunConfig config;
+  std::string assumed;  // what the data would decide
+  DryRunReport largest;
+};
+
+int num_ranks_of(const config::RunConfig& config) {
+  return static_cast<int>(config.parallel().data() * config.parallel().context());
+}
+
+DryRun dry_run_of(const TrainArguments& args, const std::vector<std::string>& overrides) {
+  DryRun out{
+      load_resolved(args.config, overrides, {.num_ranks = dry_ranks(args), .need_files = false})
+          .config,
+      {},
+      {}};
+  const config::Train& shape = out.config.train();
+  out.assumed =
+      choose_sharding(out.config, blank_batch(shape.micro_batch(), shape.sequence_length()));
+  const int num_ranks = num_ranks_of(out.config);
+  const auto need = [&](const DryRunReport& report) {
+    return out.config.device() == "cuda" ? report.device_bytes() : report.total_bytes();
+  };
+  for (int rank = 0; rank < std::min(num_ranks, kMostDryRanks); ++rank) {
+    DryRunReport report = dry_run(out.config, rank, num_ranks);
+    if (rank == 0 || need(report) > need(out.largest)) out.largest = std::move(report);
+  }
+  return out;
+}
+
+void print(const DryRun& run) {
+  if (!run.assumed.empty())
+    fmt::print("assumed, for sequences of one document each: {}\n", run.assumed);
+  fmt::print("dry run of {} ranks (data {} x context {}); the rank that needs the most:\n{}",
+             num_ranks_of(run.config), run.config.parallel().data(),
+             run.config.parallel().context(), to_text(run.largest, run.config));
+}
+
+// Of one sequence a step and data rank.
+void print_max_length(const TrainArguments& args) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 28;
+  constexpr std::int64_t kUnit = 256;  // of a rank: two pieces of a zigzag layout, 128 tokens each
+  const LoadedConfig given = load_resolved(args.config, args.overrides,
+                                           {.num_ranks = dry_ranks(args), .need_files = false});
+  if (given.config.device_memory() == 0)
+    throw Error(ExitCode::kUsage, {.what = "--max-length needs a limit to stay within",
+                                   .where = "device_memory",
+                                   .fix = "say what a rank's device has: device_memory=141GB"});
+  const auto run = [&](std::int64_t length) {
+    std::vector<std::string> overrides = args.overrides;
+    overrides.push_back(fmt::format("train.sequence_length={}", length));
+    overrides.push_back(
+        fmt::format("train.batch_tokens={}", length * given.config.parallel().data()));
+    overrides.emplace_back("train.micro_batch=1");
+    return dry_run_of(args, overrides);
+  };
+  const std::int64_t unit = kUnit * given.config.parallel().context();
+  const std::int64_t longest = longest_fit(unit, kMost, [&](std::int64_t length) {
+    return fits_device(run(length).largest, given.config);
+  });
+  const DryRun fitting = run(std::max(longest, unit));
+  if (longest > 0)
+    fmt::print("longest train.sequence_length that fits device_memory, in multiples of {}: {}\n",
+               unit, longest);
+  print(fitting);
+  check_memory(fitting.largest, fitting.config, /*ranks_on_machine=*/0);
+}
+
 void run_dry(const TrainArguments& args) {
   if (!is_first_process()) return;  // under mpirun one copy of the answer is enough
   if (args.resume != "auto" || args.profile)
     fmt::print(stderr, "note: a dry run takes no notice of --resume and --profile\n");
-  LoadedConfig loaded = load_resolved(args.config, args.overrides,
-                                      {.num_ranks = dry_ranks(args), .need_files = false});
-  const config::Train& shape = loaded.config.train();
-  const std::string assumed =
-      choose_sharding(loaded.config, blank_batch(shape.micro_batch(), shape.sequence_length()));
-  if (!assumed.empty()) fmt::print("assumed, for sequences of one document each: {}\n", assumed);
-  const int num_ranks =
-      static_cast<int>(loaded.config.parallel().data() * loaded.config.parallel().context());
-  DryRunReport largest;
-  for (int rank = 0; rank < std::min(num_ranks, kMostDryRanks); ++rank) {
-    DryRunReport report = dry_run(loaded.config, rank, num_ranks);
-    if (rank == 0 || report.total_bytes() > largest.total_bytes()) largest = std::move(report);
-  }
-  fmt::print("dry run of {} ranks (data {} x context {}); the rank that needs the most:\n",
-             num_ranks, loaded.config.parallel().data(), loaded.config.parallel().context());
-  fmt::print("{}", to_text(largest, loaded.config));
-  check_memory(largest, loaded.config, /*ranks_on_machine=*/0);
+  if (args.max_length) return print_max_length(args);
+  const DryRun run = dry_run_of(args, args.overrides);
+  print(run);
+  check_memory(run.largest, run.config, /*ranks_on_machine=*/0);
 }
 
 TrainOptions::Resume resume_mode(const std::string& text) {
@@ -120,6 +177,8 @@ void add_train_command(CLI::App& app, Session& session) {
       ->type_name("auto|never|PATH");
   cmd->add_flag("--dry-run", args->dry_run,
                 "run one step on the dry backend and print memory, work and traffic");
+  cmd->add_flag("--max-length", args->max_length,
+                "find by dry runs the longest train.sequence_length that fits device_memory");
   cmd->add_option(
          "--ranks", args->ranks,
          "ranks of a dry run (default: --local-ranks, mpirun's, or what the mesh asks for)")
@@ -130,11 +189,12 @@ void add_train_command(CLI::App& app, Session& session) {
   cmd->add_flag("--quiet", args->quiet, "show warnings and errors only");
   cmd->add_flag("--profile", args->profile, "print where the time went at the end");
   cmd->callback([args, &session] {
-    if (args->ranks > 0 && !args->dry_run)
+    const bool dry = args->dry_run || args->max_length;
+    if (args->ranks > 0 && !dry)
       throw Error(ExitCode::kUsage,
                   {.what = "--ranks belongs to --dry-run",
                    .fix = "start ranks with mpirun -np N, or --local-ranks N for threads"});
-    if (args->dry_run)
+    if (dry)
       run_dry(*args);
     else
       run_training(session, *args);

@@ -74,6 +74,12 @@ struct DeviceMemory {
   std::size_t total = 0;
 };
 
+// Bytes that a program has taken of a device.
+struct TakenMemory {
+  std::size_t now = 0;
+  std::size_t most = 0;  // so far
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -87,6 +93,8 @@ class Device {
   virtual std::optional<DeviceMemory> memory() const { return std::nullopt; }
   // Zero-filled on first use is not promised. Throws Error(kExhausted) when memory runs out.
   virtual Buffer allocate(std::size_t bytes) = 0;
+  // By allocate(). Zeros where it is not counted (CPU, dry).
+  virtual TakenMemory taken() const { return {}; }
   // Host memory that this device copies to and from fast (pinned for CUDA).
   virtual Buffer allocate_host(std::size_t bytes) = 0;
   // Copies between any two of host and this device, ordered on `stream`.

@@ -4,6 +4,7 @@
 
 #include "comm/factory.h"
 #include "parallel/balance.h"
+#include "train/device_overhead.h"
 #include "train/run_checkpoint.h"
 
 namespace farspan {
@@ -143,26 +144,45 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
                   .scratch = bytes(4),
                   .batch = bytes(5),
                   .host = report.arenas.size() > 6 ? bytes(6) : 0};
+  report.overhead = backend->workspaces();
+  for (MemoryItem& item : device_overhead(config)) report.overhead.push_back(std::move(item));
   report.checkpoint_bytes = Snapshot(engine, *world).bytes();
   return report;
 }
 
+std::size_t DryRunReport::overhead_bytes() const {
+  std::size_t sum = 0;
+  for (const MemoryItem& item : overhead) sum += item.bytes;
+  return sum;
+}
+
 std::string to_text(const DryRunReport& report, const config::RunConfig& config) {
+  const auto human = [](std::size_t bytes) { return human_bytes(static_cast<double>(bytes)); };
+  const bool gpu = config.device() == "cuda";
+  const std::string needs =
+      gpu ? fmt::format("{} of device memory", human(report.device_bytes()))
+          : fmt::format("{} of memory", human(report.total_bytes()));
   std::string out = fmt::format(
-      "rank {}: {} of memory for {:.2f}M parameters, {} tokens per micro-batch, {} micro-batches "
-      "per step\n",
-      report.rank, human_bytes(static_cast<double>(report.total_bytes())),
-      static_cast<double>(report.parameters) / 1e6, report.local_tokens, report.micro_batches);
+      "rank {}: {} for {:.2f}M parameters, {} tokens per micro-batch, {} micro-batches per step\n",
+      report.rank, needs, static_cast<double>(report.parameters) / 1e6, report.local_tokens,
+      report.micro_batches);
+  const auto row = [&](std::string_view name, std::size_t bytes, std::string_view what) {
+    out += fmt::format("  {:<12} {:>12}  {}\n", name, human(bytes), what);
+  };
   for (const auto& arena : report.arenas) {
-    out +=
-        fmt::format("  {:<12} {:>12}  ", arena.name, human_bytes(static_cast<double>(arena.bytes)));
+    std::string items;
     for (std::size_t i = 0; i < std::min<std::size_t>(arena.items.size(), 4); ++i)
-      out += fmt::format("{}{} {}", i == 0 ? "" : ", ", arena.items[i].name,
-                         human_bytes(static_cast<double>(arena.items[i].bytes)));
-    out += "\n";
+      items += fmt::format("{}{} {}", i == 0 ? "" : ", ", arena.items[i].name,
+                           human(arena.items[i].bytes));
+    row(arena.name, arena.bytes, items);
   }
-  out += fmt::format("  {:<12} {:>12}  host copy of this rank's share\n", "checkpoint",
-                     human_bytes(static_cast<double>(report.checkpoint_bytes)));
+  if (!report.overhead.empty()) {
+    std::string items;
+    for (const MemoryItem& item : report.overhead)
+      items += fmt::format("{}{} {}", items.empty() ? "" : ", ", item.name, human(item.bytes));
+    row("overhead", report.overhead_bytes(), items);
+  }
+  row("checkpoint", report.checkpoint_bytes, "host copy of this rank's share");
   const WorkCounters& work = report.step_work;
   out += fmt::format(
       "  work/step    {:.3g} TFLOP matmul, {:.3g} TFLOP attention forward, {:.3g} backward "

@@ -20,6 +20,7 @@ struct DryRunReport {
   };
   int rank = 0;
   std::vector<ArenaUse> arenas;
+  std::vector<MemoryItem> overhead;  // on the device beside the arenas; none on a CPU
   ArenaSizes sizes;
   WorkCounters step_work;  // of one optimizer step, executed (recomputation included)
   CommCounters step_comm;  // bytes that this rank sends in one optimizer step
@@ -29,7 +30,8 @@ struct DryRunReport {
 
   std::size_t checkpoint_bytes = 0;  // host copy of this rank's share of a checkpoint
 
-  std::size_t device_bytes() const { return sizes.on_device(); }
+  std::size_t overhead_bytes() const;
+  std::size_t device_bytes() const { return sizes.on_device() + overhead_bytes(); }
   // In host memory where the device is a GPU; on a CPU it is all one.
   std::size_t host_bytes() const { return sizes.host + checkpoint_bytes; }
   std::size_t total_bytes() const { return device_bytes() + host_bytes(); }

@@ -30,6 +30,13 @@ DType compute_dtype(const config::RunConfig& config) {
   return config.train().precision() == "fp32" ? DType::kF32 : DType::kBF16;
 }
 
+AttentionKernel attention_kernel(const config::RunConfig& config) {
+  const std::string& name = config.parallel().attention_kernel();
+  return name == "own"     ? AttentionKernel::kOwn
+         : name == "cudnn" ? AttentionKernel::kCudnn
+                           : AttentionKernel::kAuto;
+}
+
 Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& mesh,
                const ArenaSizes& sizes, Trace& trace)
     : backend_(backend),

@@ -131,6 +131,9 @@ class Engine {
 // The mesh that a resolved configuration asks for. Collective over `world`.
 Mesh make_mesh(const config::RunConfig& config, Communicator& world);
 
+// parallel.attention_kernel.
+AttentionKernel attention_kernel(const config::RunConfig& config);
+
 // bf16 or fp32, from train.precision.
 DType compute_dtype(const config::RunConfig& config);
 

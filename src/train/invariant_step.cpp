@@ -12,6 +12,7 @@ class InvariantStep::BlockBackend final : public Backend {
   Stream& stream() override { return inner_.stream(); }
   std::string description() const override { return inner_.description() + ", block by block"; }
   DeviceKind target() override { return inner_.target(); }
+  std::vector<MemoryItem> workspaces() const override { return inner_.workspaces(); }
   WorkCounters work() const override { return inner_.work(); }
   void reset_work() override { inner_.reset_work(); }
 

@@ -36,10 +36,15 @@ std::optional<std::size_t> available_host_memory() {
   return std::nullopt;
 }
 
+bool fits_device(const DryRunReport& report, const config::RunConfig& config) {
+  const auto limit = static_cast<std::size_t>(config.device_memory());
+  return limit == 0 || report.device_bytes() <= limit;
+}
+
 void check_memory(const DryRunReport& report, const config::RunConfig& config,
                   int ranks_on_machine) {
   const auto limit = static_cast<std::size_t>(config.device_memory());
-  if (limit > 0 && report.device_bytes() > limit)
+  if (!fits_device(report, config))
     throw Error(ExitCode::kDoesNotFit,
                 {.what = fmt::format("a rank needs {} and device_memory is {}",
                                      size_text(report.device_bytes()), size_text(limit)),

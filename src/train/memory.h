@@ -19,6 +19,9 @@ std::optional<std::size_t> available_host_memory();
 void check_memory(const DryRunReport& report, const config::RunConfig& config,
                   int ranks_on_machine);
 
+// Whether a rank's device holds what it needs: device_memory, no limit where that is auto.
+bool fits_device(const DryRunReport& report, const config::RunConfig& config);
+
 // Asked again when a batch needs more than the first look said: `device_bytes` in all arenas then.
 // Throws Error(kDoesNotFit) when they exceed device_memory.
 void check_growth(std::size_t device_bytes, const config::RunConfig& config);

@@ -31,13 +31,6 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-AttentionKernel attention_kernel(const config::RunConfig& config) {
-  const std::string& name = config.parallel().attention_kernel();
-  return name == "own"     ? AttentionKernel::kOwn
-         : name == "cudnn" ? AttentionKernel::kCudnn
-                           : AttentionKernel::kAuto;
-}
-
 // What only rank 0 writes: metrics, events, progress.
 struct Reports {
   MetricsFile metrics;
@@ -124,8 +117,6 @@ class Trainer {
         set_aside_checkpoints_after(folder_ / "checkpoints", checkpoint ? step_ : -1, log_);
     });
     snapshot_.emplace(*engine_, world_);
-    world_.barrier();  // all ranks measure at once, as they will compute
-    peak_ = measure_matmul_peak(*backend_, engine_->compute());
     log_.info("{}", peak_.description());
     together(world_, [&] {
       if (lead_) open_reports();
@@ -159,6 +150,7 @@ class Trainer {
   void allocate() {
     const DryRunReport report = dry_run(config_, world_.rank(), world_.size());
     parameters_ = report.parameters;
+    overhead_bytes_ = report.overhead_bytes();
     together(world_, [&] { check_memory(report, config_, options_.ranks_on_machine); });
     together(world_, [&] { data_->cut_for(config_, *mesh_, report.sizes); });
     together(world_, [&] {
@@ -167,6 +159,12 @@ class Trainer {
                         .device_index = 0,
                         .num_threads = options_.threads,
                         .attention_kernel = attention_kernel(config_)});
+    });
+    // Before the engine takes its memory, which leaves no room for this. All ranks at once, as they
+    // will compute.
+    world_.barrier();
+    peak_ = measure_matmul_peak(*backend_, compute_dtype(config_));
+    together(world_, [&] {
       engine_ = std::make_unique<Engine>(config_, *backend_, *mesh_, report.sizes, trace_);
     });
     log_.info("{}: {:.2f}M parameters, {} ranks (data {} x context {}), {:.1f} MiB per rank",
@@ -298,7 +296,7 @@ class Trainer {
 
   // Batches differ in what they need where the layout or the mask follows the documents.
   void reserve(const PassMemory& memory) {
-    check_growth(engine_->device_bytes_with(memory), config_);
+    check_growth(engine_->device_bytes_with(memory) + overhead_bytes_, config_);
     if (engine_->reserve(memory))
       log_.info(
           "step {}: a batch needs more memory than the first look said: {:.1f} MiB for passes",
@@ -501,6 +499,15 @@ class Trainer {
     for (const Arena* arena : engine_->arenas())
       log_.info("  {:<24} {:>12} bytes", arena->name(), arena->high_water());
     log_.info("  {:<24} {:>12} bytes", "checkpoint", snapshot_->bytes());
+    const Device& device = backend_->device();
+    const auto memory = device.memory();
+    if (!memory) return;
+    // What the GPU holds beyond `taken` is CUDA's and NCCL's own, and other programs'.
+    log_.info("  {:<24} {:>12} bytes, at most {}", "taken of the device", device.taken().now,
+              device.taken().most);
+    log_.info("  {:<24} {:>12} bytes", "in use on the device", memory->total - memory->free);
+    log_.info("  {:<24} {:>12} bytes", "predicted by a dry run",
+              engine_->device_bytes_with({}) + overhead_bytes_);
   }
 
   config::RunConfig config_;  // as given; choose() fills what is left to the data
@@ -526,6 +533,7 @@ class Trainer {
   std::exception_ptr save_error_;
   MatmulPeak peak_;
   std::int64_t parameters_ = 0;
+  std::size_t overhead_bytes_ = 0;  // of the device, beside the arenas
   std::int64_t step_ = 0;
   std::int64_t tokens_ = 0;
   std::int64_t skipped_ = 0;

@@ -70,15 +70,16 @@ class RunFolder(unittest.TestCase):
         self.assertEqual((summary["steps"], summary["status"]), (6, "finished"))
 
     def test_dry_run_predicts_each_arena(self):
-        for every in (0, 3):
-            overrides = ("train.steps=3", f"evaluation.every={every}", "data.documents=joined")
+        for every, recompute, arenas in ((0, "none", 7), (3, "offload", 8)):
+            overrides = ("train.steps=3", f"evaluation.every={every}", "data.documents=joined",
+                         f"train.recompute={recompute}", "model.num_hidden_layers=4")
             dry = farspan("train", self.workspace.config, "--dry-run", *overrides, ranks=3)
             self.assertIn("dry run of 3 ranks", dry.stdout)
             run = farspan("train", self.workspace.config, *overrides, "--profile",
                           f"output_dir={self.workspace.run_folder(str(every))}", ranks=3)
             self.assertEqual(run.returncode, 0, run.stderr)
             used = dict(re.findall(r"^  (\w+) +(\d+) bytes$", run.stderr, re.M))
-            self.assertEqual(len(used), 7, run.stderr)
+            self.assertEqual(len(used), arenas, run.stderr)
             for arena, amount in used.items():
                 value, unit = re.search(rf"^  {arena} +([\d.]+) (\w+)", dry.stdout, re.M).groups()
                 self.assertAlmostEqual(float(value) * UNITS[unit] / int(amount), 1, delta=0.03,
