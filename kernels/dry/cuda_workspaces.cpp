@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "kernels/cuda/attention/cudnn_support.h"
+
 namespace farspan::dry {
 namespace {
 
@@ -10,6 +12,9 @@ constexpr std::int64_t kMatmul = std::int64_t{32} << 20;     // kernels/cuda/mat
 constexpr std::int64_t kMostLists = std::int64_t{64} << 20;  // ScheduleCache::Limits
 constexpr std::int64_t kLeastList = std::int64_t{16} << 10;
 constexpr std::int64_t kItemBytes = 64, kTileBytes = 16;  // SliceItem, StationaryTile
+
+// The oldest that kernels/cuda knows all of.
+const cuda::CudnnFacts kCudnn{.absent = {}, .version = 91900, .capability = 90};
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -84,10 +89,26 @@ void CudaWorkspaces::need_list(std::span<const AttentionSlice> slices, bool back
 
 void CudaWorkspaces::see(const AttentionForwardArgs& args) {
   need_list(args.slices, false, args.q.shape[0], 128);
+  if (attention_ == AttentionKernel::kOwn) return;
+  const cuda::CudnnAnswer answer = cudnn_forward_support(args, kCudnn);
+  if (!answer.supported()) return;
+  const std::int64_t heads = args.q.shape[1], dim = args.q.shape[2];
+  for (const cuda::CudnnPiece& p : answer.pieces) {
+    const std::int64_t rows = p.batch * p.q_len * heads;
+    const bool in_place = answer.whole && p.batch == 1 && p.q_len == args.q.shape[0];
+    cudnn_ = std::max(cudnn_, (in_place ? 0 : rows * 4) + (answer.whole ? 0 : rows * dim * 2));
+  }
 }
 
 void CudaWorkspaces::see(const AttentionBackwardArgs& args) {
   need_list(args.slices, true, args.k.shape[0], 64);
+  if (attention_ == AttentionKernel::kOwn) return;
+  const cuda::CudnnAnswer answer = cudnn_backward_support(args, kCudnn);
+  if (!answer.supported()) return;
+  for (const cuda::CudnnPiece& p : answer.pieces)
+    cudnn_ = std::max(cudnn_, answer.kv_heads_at_once *
+                                  cuda::cudnn_backward_bytes(p, args.q.shape[1] / args.k.shape[1],
+                                                             args.q.shape[2], args.deterministic));
 }
 
 std::vector<MemoryItem> CudaWorkspaces::items() const {
@@ -98,6 +119,7 @@ std::vector<MemoryItem> CudaWorkspaces::items() const {
   add("cuBLASLt workspace", multiplies_ ? kMatmul : 0);
   add("operations' workspace", pieces_);
   add("attention's lists of tiles", lists_);
+  add("cuDNN workspace", cudnn_);
   return out;
 }
 

@@ -2,13 +2,15 @@
 // calls themselves: the dry backend that stands for CUDA shows each call to this. What
 // kernels/cuda does, in numbers; a test on the CUDA backend compares the two.
 //
-//   CudaWorkspaces spaces;
+//   CudaWorkspaces spaces(AttentionKernel::kAuto);
 //   spaces.see(matmul_args);  spaces.see(attention_backward_args);  ...
 //   for (const MemoryItem& item : spaces.items()) ...
 #pragma once
 
 #include <cstdint>
 #include <set>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "kernels/args.h"
@@ -18,6 +20,9 @@ namespace farspan::dry {
 
 class CudaWorkspaces {
  public:
+  // Where cuDNN may compute attention it is taken to be at hand, on Hopper.
+  explicit CudaWorkspaces(AttentionKernel attention) : attention_(attention) {}
+
   void see(const MatmulArgs& args);
   void see(const RmsNormBackwardArgs& args);
   void see(const EmbeddingBackwardArgs& args);
@@ -38,10 +43,12 @@ class CudaWorkspaces {
   void need_list(std::span<const AttentionSlice> slices, bool backward, std::int64_t rows,
                  std::int64_t tile);
 
+  AttentionKernel attention_;
   bool multiplies_ = false;
   std::int64_t piece_ = 0, pieces_ = 0;
   std::set<std::pair<bool, std::uint64_t>> seen_lists_;
   std::int64_t lists_ = 0;
+  std::int64_t cudnn_ = 0;
 };
 
 }  // namespace farspan::dry

@@ -17,8 +17,10 @@ namespace farspan::dry {
 
 class DryKernels final : public Kernels {
  public:
-  // `target`: the kind of device whose workspaces are counted; only CUDA's operations take any.
-  explicit DryKernels(DeviceKind target = DeviceKind::kCpu) : cuda_(target == DeviceKind::kCuda) {}
+  // Of the options: dry_target, the kind of device whose workspaces are counted (only CUDA's
+  // operations take any), and who computes attention there.
+  explicit DryKernels(const BackendOptions& options = {})
+      : cuda_(options.dry_target == DeviceKind::kCuda), workspaces_(options.attention_kernel) {}
 
   std::vector<MemoryItem> workspaces() const { return workspaces_.items(); }
   const WorkCounters& work() const { return work_; }

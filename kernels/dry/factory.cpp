@@ -9,7 +9,7 @@ class DryBackend final : public Backend {
  public:
   explicit DryBackend(DeviceKind target)
       : target_(target), device_(make_dry_device()), stream_(device_->make_stream()) {
-    auto counting = std::make_unique<dry::DryKernels>(target);
+    auto counting = std::make_unique<dry::DryKernels>(options);
     counting_ = counting.get();
     kernels_ = make_checked(std::move(counting), device_->id());
   }
@@ -36,7 +36,7 @@ class DryBackend final : public Backend {
 }  // namespace
 
 std::unique_ptr<Backend> make_dry_backend(const BackendOptions& options) {
-  return std::make_unique<DryBackend>(options.dry_target);
+  return std::make_unique<DryBackend>(options);
 }
 
 }  // namespace farspan

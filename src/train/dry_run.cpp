@@ -159,9 +159,8 @@ std::size_t DryRunReport::overhead_bytes() const {
 std::string to_text(const DryRunReport& report, const config::RunConfig& config) {
   const auto human = [](std::size_t bytes) { return human_bytes(static_cast<double>(bytes)); };
   const bool gpu = config.device() == "cuda";
-  const std::string needs =
-      gpu ? fmt::format("{} of device memory", human(report.device_bytes()))
-          : fmt::format("{} of memory", human(report.total_bytes()));
+  const std::string needs = gpu ? fmt::format("{} of device memory", human(report.device_bytes()))
+                                : fmt::format("{} of memory", human(report.total_bytes()));
   std::string out = fmt::format(
       "rank {}: {} for {:.2f}M parameters, {} tokens per micro-batch, {} micro-batches per step\n",
       report.rank, needs, static_cast<double>(report.parameters) / 1e6, report.local_tokens,

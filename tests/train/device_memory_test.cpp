@@ -41,8 +41,8 @@ TEST_P(DeviceMemoryOf, AStepIsWithinThreePercentOfThePrediction) {
   Trace trace;
   Engine engine(config, *backend, mesh, report.sizes, trace);
   engine.initialize();
-  const Batch batch = testing::random_batch(1, 1, config.train().sequence_length(),
-                                            config.model().vocab_size(), 0);
+  const Batch batch =
+      testing::random_batch(1, 1, config.train().sequence_length(), config.model().vocab_size(), 0);
   Sharder sharder(Sharding::from(config, mesh.place()));
   const MicroBatch micro = sharder(batch);
   engine.train_step({&micro, 1}, 1e-3, {});

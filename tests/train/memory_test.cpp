@@ -54,6 +54,25 @@ TEST(DeviceOverhead, IsWhatCudaNcclAndOperationsTake) {
   EXPECT_EQ(nccl(1, 4, 2), 3 * kNcclBytesPerCommunicator);
 }
 
+// Its bitwise repeatable gradients take the square of the length, so that only short sequences go
+// there; others take at most 1 GiB.
+TEST(DeviceOverhead, CountsCudnnWhereItMayComputeAttention) {
+  const auto workspace = [](const char* kernel, bool deterministic) {
+    config::RunConfig config = cuda_config(1, 1, 1);
+    config.mutable_model()->set_head_dim(128);
+    config.mutable_train()->set_sequence_length(1 << 20);
+    config.mutable_train()->set_batch_tokens(1 << 20);
+    config.mutable_evaluation()->set_every(0);
+    config.mutable_parallel()->set_attention_kernel(kernel);
+    config.mutable_parallel()->set_deterministic(deterministic);
+    return bytes_of(dry_run(config, 0, 1).overhead, "cuDNN workspace");
+  };
+  EXPECT_EQ(workspace("own", false), 0u);
+  EXPECT_GT(workspace("auto", false), std::size_t{1} << 30);  // one KV head's, with two query heads
+  EXPECT_LT(workspace("auto", false), std::size_t{4} << 30);
+  EXPECT_EQ(workspace("auto", true), 0u);  // forward alone: its result and lse lie with the caller
+}
+
 TEST(DeviceOverhead, CountsAgainstDeviceMemory) {
   config::RunConfig config = cuda_config(1, 1, 1);
   const DryRunReport report = dry_run(config, 0, 1);
