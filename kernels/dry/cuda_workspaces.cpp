@@ -44,23 +44,26 @@ void CudaWorkspaces::need(std::int64_t bytes) {
 
 void CudaWorkspaces::see(const MatmulArgs& args) { multiplies_ |= args.out.numel() > 0; }
 
-// Sums of each group of rows: as many groups as fill 132 multiprocessors.
+// Sums of each group of rows (norm.cu): as many groups as 132 multiprocessors run at once.
 void CudaWorkspaces::see(const RmsNormBackwardArgs& args) {
-  constexpr std::int64_t kGroups = 132 * 3 * 8, kWidestWarp = 1024;
   const std::int64_t rows = args.rstd.numel(), c = args.weight.numel();
-  // A row takes a warp, or, as it grows longer, a block of up to 512 threads.
-  const std::int64_t warps_of_row = std::clamp<std::int64_t>(ceil_div(c, kWidestWarp), 1, 16);
-  const std::int64_t groups = std::min(ceil_div(rows, 4), ceil_div(kGroups, warps_of_row));
-  need(groups * c * 4);
+  if (rows == 0) return;
+  const std::int64_t packs = ceil_div(c * static_cast<std::int64_t>(size_of(args.x.dtype)), 16);
+  const auto threads = static_cast<std::int64_t>(std::bit_ceil(
+      static_cast<std::uint64_t>(std::clamp<std::int64_t>(ceil_div(packs, 2), 32, 512))));
+  const std::int64_t at_once = 132 * (threads == 512 ? 512 : 768) / threads;
+  const std::int64_t rows_each = std::max<std::int64_t>(4, ceil_div(rows, at_once));
+  need(ceil_div(rows, rows_each) * c * 4);
 }
 
-// Tokens in the order of their ids (two pairs of arrays and counts of digits), runs of equal ids,
-// and f32 sums of long runs.
+// Tokens in the order of their ids (two pairs of arrays, and counts of digits), runs of equal ids,
+// and f32 sums of long runs (embedding.cu, token_order.cu).
 void CudaWorkspaces::see(const EmbeddingBackwardArgs& args) {
   const std::int64_t n = args.ids.numel(), c = args.dtable.shape[1];
   if (n == 0) return;
-  need(n * (4 * 4 + 8) + 512 * 4 * (ceil_div(n, 4096) + 1) +
-       (ceil_div(n, 256) + 1) * (8 + 2 * 4 * c));
+  const std::int64_t order = n * 4 * 4 + 512 * 4 * (ceil_div(n, 4096) + 1);
+  const std::int64_t long_runs = n / 256 + 1;
+  need(order + n * 16 + long_runs * (16 + 2 * 4 * c));
 }
 
 void CudaWorkspaces::see(const CrossEntropyArgs& args) { need(args.logits.shape[0] * 8); }
