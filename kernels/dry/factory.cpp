@@ -7,8 +7,8 @@ namespace {
 
 class DryBackend final : public Backend {
  public:
-  explicit DryBackend(DeviceKind target)
-      : target_(target), device_(make_dry_device()), stream_(device_->make_stream()) {
+  explicit DryBackend(const BackendOptions& options)
+      : target_(options.dry_target), device_(make_dry_device()), stream_(device_->make_stream()) {
     auto counting = std::make_unique<dry::DryKernels>(options);
     counting_ = counting.get();
     kernels_ = make_checked(std::move(counting), device_->id());
