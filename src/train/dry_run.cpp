@@ -22,6 +22,7 @@ std::string human_bytes(double bytes) {
 std::unique_ptr<Backend> make_dry_backend_for(const config::RunConfig& config) {
   return make_backend(
       {.kind = DeviceKind::kDry,
+       .attention_kernel = attention_kernel(config),
        .dry_target = config.device() == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu});
 }
 

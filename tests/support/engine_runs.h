@@ -55,13 +55,13 @@ struct EngineRun {
 // of random_batch(1000 + s). Micro-batches and ranks share out the same sequences whatever the
 // mesh.
 inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longest = 30,
-                            int num_threads = 1) {
+                            int num_threads = 1, DeviceKind device = DeviceKind::kCpu) {
   EngineRun out;
   const int data = static_cast<int>(config.parallel().data());
   const int context = static_cast<int>(config.parallel().context());
   const auto& train = config.train();
   run_local_ranks(data * context, [&](Communicator& world) {
-    const auto backend = make_backend({.kind = DeviceKind::kCpu, .num_threads = num_threads});
+    const auto backend = make_backend({.kind = device, .num_threads = num_threads});
     const Mesh mesh = make_mesh(config, world);
     Trace trace;
     const ArenaSizes sizes = dry_run(config, world.rank(), world.size()).sizes;
@@ -96,12 +96,16 @@ inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longes
       if (world.rank() == 0) out.steps.push_back({r.loss(), r.grad_norm, r.valid_tokens});
     }
     if (world.rank() != 0) return;
+    const auto read = [&](const Tensor& t, std::vector<float>& host) {
+      host.resize(static_cast<std::size_t>(t.numel()));
+      backend->device().copy(reinterpret_cast<std::byte*>(host.data()), t.data, t.bytes(),
+                             backend->stream());
+    };
     for (const Parameter& p : engine.parameters().parameters()) {
-      const auto* g = p.grad.ptr<float>();
-      const auto* w = p.master.ptr<float>();
-      out.gradients[p.name].assign(g, g + p.numel());
-      out.weights[p.name].assign(w, w + p.numel());
+      read(p.grad, out.gradients[p.name]);
+      read(p.master, out.weights[p.name]);
     }
+    backend->stream().synchronize();
   });
   return out;
 }

@@ -1,5 +1,8 @@
-// What a GPU holds after a step, against what the dry run said.
+// What a GPU holds after a step, against what the dry run said. On the emulated device the model is
+// small, and what CUDA itself takes is nothing.
 #include <gtest/gtest.h>
+
+#include <cmath>
 
 #include "comm/factory.h"
 #include "support/engine_runs.h"
@@ -9,23 +12,25 @@
 namespace farspan {
 namespace {
 
-config::RunConfig gpu_config(const char* recompute) {
+config::RunConfig config_for(const char* recompute, bool emulated) {
   config::RunConfig c = testing::tiny_config("bf16");
   c.set_device("cuda");
+  c.mutable_parallel()->set_attention_kernel("own");
+  c.mutable_evaluation()->set_every(0);
+  auto& t = *c.mutable_train();
+  t.set_recompute(recompute);
   auto& m = *c.mutable_model();
+  m.set_num_hidden_layers(4);
+  if (emulated) return c;
   m.set_vocab_size(32000);
   m.set_hidden_size(1024);
   m.set_intermediate_size(4096);
-  m.set_num_hidden_layers(4);
   m.set_num_attention_heads(16);
   m.set_num_key_value_heads(4);
   m.set_head_dim(64);
   m.set_initializer_range(0.02);
-  auto& t = *c.mutable_train();
   t.set_sequence_length(16384);
   t.set_batch_tokens(16384);
-  t.set_recompute(recompute);
-  c.mutable_evaluation()->set_every(0);
   return c;
 }
 
@@ -33,21 +38,23 @@ class DeviceMemoryOf : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(DeviceMemoryOf, AStepIsWithinThreePercentOfThePrediction) {
   if (num_devices(DeviceKind::kCuda) == 0) GTEST_SKIP() << "no GPU here";
-  const config::RunConfig config = gpu_config(GetParam());
-  const DryRunReport report = dry_run(config, 0, 1);
   const auto backend = make_backend({.kind = DeviceKind::kCuda});
+  const bool emulated = backend->device().name().find("Emulated") != std::string::npos;
+  const config::RunConfig config = config_for(GetParam(), emulated);
+  const DryRunReport report = dry_run(config, 0, 1);
   const auto world = make_self_communicator();
   const Mesh mesh = make_mesh(config, *world);
   Trace trace;
   Engine engine(config, *backend, mesh, report.sizes, trace);
   engine.initialize();
+  const config::Train& train = config.train();
   const Batch batch =
-      testing::random_batch(1, 1, config.train().sequence_length(), config.model().vocab_size(), 0);
+      testing::random_batch(1, 1, train.sequence_length(), config.model().vocab_size(), 0);
   Sharder sharder(Sharding::from(config, mesh.place()));
-  const MicroBatch micro = sharder(batch);
-  engine.train_step({&micro, 1}, 1e-3, {});
-  const StepResult result = engine.read_step();
-  EXPECT_TRUE(std::isfinite(result.loss()));
+  const std::vector<MicroBatch> micro(
+      static_cast<std::size_t>(train.batch_tokens() / train.sequence_length()), sharder(batch));
+  engine.train_step(micro, 1e-3, {});
+  EXPECT_TRUE(std::isfinite(engine.read_step().loss()));
 
   // What Farspan took: arenas and workspaces, exactly counted.
   std::size_t outside = 0;
@@ -59,10 +66,23 @@ TEST_P(DeviceMemoryOf, AStepIsWithinThreePercentOfThePrediction) {
   // With CUDA's own share, which the constant stands for; other programs' on the GPU count too.
   const auto memory = backend->device().memory();
   ASSERT_TRUE(memory.has_value());
-  const double context = static_cast<double>(memory->total - memory->free) -
-                         static_cast<double>(backend->device().taken().now);
+  const double rest = static_cast<double>(memory->total - memory->free) -
+                      static_cast<double>(backend->device().taken().now);
   std::printf("CUDA's own and other programs': %.0f MiB; kCudaContextBytes: %.0f MiB\n",
-              context / (1 << 20), static_cast<double>(kCudaContextBytes) / (1 << 20));
+              rest / (1 << 20), static_cast<double>(kCudaContextBytes) / (1 << 20));
+}
+
+// Copies to host memory and back beside the compute, ordered by events alone.
+TEST(DeviceOffload, GradientsAreBitwiseThoseOfKeepingAll) {
+  if (num_devices(DeviceKind::kCuda) == 0) GTEST_SKIP() << "no GPU here";
+  config::RunConfig config = config_for("none", /*emulated=*/true);
+  config.mutable_train()->set_steps(2);
+  config.mutable_train()->set_token_tile(20);
+  const auto none = testing::run_engine(config, 30, 1, DeviceKind::kCuda);
+  config.mutable_train()->set_recompute("offload");
+  const auto offload = testing::run_engine(config, 30, 1, DeviceKind::kCuda);
+  EXPECT_EQ(offload.gradients, none.gradients);
+  EXPECT_EQ(offload.weights, none.weights);
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, DeviceMemoryOf,
