@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "kernels/cuda/attention/cudnn_support.h"
+#include "kernels/cudnn_support.h"
 
 namespace farspan::dry {
 namespace {

@@ -1,5 +1,5 @@
 // parallel.attention_kernel and parallel.deterministic: what can be known before a run about who
-// may compute attention. What depends on shapes is in kernels/cuda/attention/cudnn_support.h.
+// may compute attention. What depends on shapes is in kernels/cudnn_support.h.
 #include <fmt/format.h>
 
 #include "config/rules.h"

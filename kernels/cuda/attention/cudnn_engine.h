@@ -17,7 +17,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "kernels/cuda/attention/cudnn_support.h"
+#include "kernels/cudnn_support.h"
 
 namespace farspan::cuda {
 

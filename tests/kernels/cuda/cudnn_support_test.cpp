@@ -1,5 +1,5 @@
 // Which calls cuDNN is given, and the reason for every one that it is not. No GPU.
-#include "kernels/cuda/attention/cudnn_support.h"
+#include "kernels/cudnn_support.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

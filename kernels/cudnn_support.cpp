@@ -1,4 +1,4 @@
-#include "kernels/cuda/attention/cudnn_support.h"
+#include "kernels/cudnn_support.h"
 
 #include <algorithm>
 #include <optional>

@@ -1,5 +1,5 @@
 // Which attention calls cuDNN's scaled dot-product attention does, in what pieces, and why not the
-// others. Pure: needs neither a GPU nor cuDNN.
+// others. Pure: needs neither a GPU nor cuDNN; dry runs tell cuDNN's workspace by it.
 //
 //   const CudnnAnswer answer = cudnn_forward_support(args, facts);
 //   if (!answer.refusal.empty()) log("own kernel: {}", answer.refusal);
