@@ -60,8 +60,11 @@ inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longes
   const int data = static_cast<int>(config.parallel().data());
   const int context = static_cast<int>(config.parallel().context());
   const auto& train = config.train();
-  run_local_ranks(data * context, [&](Communicator& world) {
+  run_local_ranks(data * context, [&](Communicator& hosts) {
     const auto backend = make_backend({.kind = device, .num_threads = num_threads});
+    const auto staged =
+        device == DeviceKind::kCuda ? make_staged_communicator(hosts, backend->device()) : nullptr;
+    Communicator& world = staged ? *staged : hosts;
     const Mesh mesh = make_mesh(config, world);
     Trace trace;
     const ArenaSizes sizes = dry_run(config, world.rank(), world.size()).sizes;

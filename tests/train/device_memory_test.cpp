@@ -42,7 +42,8 @@ TEST_P(DeviceMemoryOf, AStepIsWithinThreePercentOfThePrediction) {
   const bool emulated = backend->device().name().find("Emulated") != std::string::npos;
   const config::RunConfig config = config_for(GetParam(), emulated);
   const DryRunReport report = dry_run(config, 0, 1);
-  const auto world = make_self_communicator();
+  const auto self = make_self_communicator();
+  const auto world = make_staged_communicator(*self, backend->device());
   const Mesh mesh = make_mesh(config, *world);
   Trace trace;
   Engine engine(config, *backend, mesh, report.sizes, trace);
@@ -62,6 +63,8 @@ TEST_P(DeviceMemoryOf, AStepIsWithinThreePercentOfThePrediction) {
   const auto predicted = static_cast<double>(report.device_bytes() - outside);
   const auto taken = static_cast<double>(backend->device().taken().most);
   EXPECT_NEAR(taken / predicted, 1, 0.03) << taken << " taken, " << predicted << " predicted";
+  // cuBLASLt's workspace hides the others of a small model.
+  if (emulated) EXPECT_NEAR(taken, predicted, 32 << 10);
 
   // With CUDA's own share, which the constant stands for; other programs' on the GPU count too.
   const auto memory = backend->device().memory();
@@ -81,8 +84,8 @@ TEST(DeviceOffload, GradientsAreBitwiseThoseOfKeepingAll) {
   const auto none = testing::run_engine(config, 30, 1, DeviceKind::kCuda);
   config.mutable_train()->set_recompute("offload");
   const auto offload = testing::run_engine(config, 30, 1, DeviceKind::kCuda);
-  EXPECT_EQ(offload.gradients, none.gradients);
-  EXPECT_EQ(offload.weights, none.weights);
+  EXPECT_TRUE(offload.gradients == none.gradients);
+  EXPECT_TRUE(offload.weights == none.weights);
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, DeviceMemoryOf,
