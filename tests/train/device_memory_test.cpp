@@ -64,7 +64,9 @@ TEST_P(DeviceMemoryOf, AStepIsWithinThreePercentOfThePrediction) {
   const auto taken = static_cast<double>(backend->device().taken().most);
   EXPECT_NEAR(taken / predicted, 1, 0.03) << taken << " taken, " << predicted << " predicted";
   // cuBLASLt's workspace hides the others of a small model.
-  if (emulated) EXPECT_NEAR(taken, predicted, 32 << 10);
+  if (emulated) {
+    EXPECT_NEAR(taken, predicted, 32 << 10);
+  }
 
   // With CUDA's own share, which the constant stands for; other programs' on the GPU count too.
   const auto memory = backend->device().memory();
@@ -88,13 +90,12 @@ TEST(DeviceOffload, GradientsAreBitwiseThoseOfKeepingAll) {
   EXPECT_TRUE(offload.weights == none.weights);
 }
 
+std::string name_of_policy(const ::testing::TestParamInfo<const char*>& policy) {
+  const std::string name = policy.param;
+  return name == "full+attention" ? "attention_kept" : name;
+}
 INSTANTIATE_TEST_SUITE_P(Policies, DeviceMemoryOf,
-                         ::testing::Values("none", "full+attention", "offload"),
-                         [](const auto& info) {
-                           return std::string(info.param == std::string("full+attention")
-                                                  ? "attention_kept"
-                                                  : info.param);
-                         });
+                         ::testing::Values("none", "full+attention", "offload"), name_of_policy);
 
 }  // namespace
 }  // namespace farspan
