@@ -66,8 +66,8 @@ __device__ __forceinline__ void mma_bf16_16816(float (&d)[4], const std::uint32_
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Adds four numbers to those at gmem, a multiple of 16, each addition atomic by itself; the order of
-// additions is open. One instruction on sm_90, four before.
+// Adds four numbers to those at gmem, a multiple of 16, each addition atomic by itself; the order
+// of additions is open. One instruction on sm_90, four before.
 __device__ __forceinline__ void red_add_f32x4(float* gmem, float x, float y, float z, float w) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(gmem), "f"(x), "f"(y),
