@@ -34,7 +34,8 @@ __device__ __forceinline__ T* shared_memory() {
 template <typename... Params>
 void launch(void (*kernel)(Params...), const LaunchShape& shape,
             std::type_identity_t<Params>... args) {
-  constexpr std::size_t kWithoutAsking = 48 << 10;
+  // 48 KiB come without asking, of which static shared memory takes its part.
+  constexpr std::size_t kWithoutAsking = 32 << 10;
   if (shape.shared_bytes > kWithoutAsking)
     FARSPAN_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(shape.shared_bytes)));
