@@ -48,7 +48,8 @@ inline ScheduleShape schedule_shape(const Problem& p, Stationary stationary) {
           .moving_tile = kTile};
 }
 
-struct Shared {
+// Read as float4.
+struct alignas(16) Shared {
   float columns[2][kDepth][kPitch];  // of both sides; or kDepth rows of 128 dims
   float weights[kTile][kPitch];      // [moving row][own row]
 };

@@ -138,7 +138,10 @@ class BackwardBlock {
     const auto moving = crossed<kDim>(lane_.dim_warp * T::kScoreTiles * 8);
     const int first_chunk = lane_.dim_warp * T::kScoreTiles;
     const int column = step.index * T::kMoving + lane_.moving;  // from the item's corner
-    const bool full = step.index >= item.full_begin && step.index < item.full_end;
+    // Rows past the keys' end count as shown, and what they make of P, which nothing bounds, would
+    // reach dQ: infinity times the zeros that stand for their K.
+    const bool full = step.index >= item.full_begin && step.index < item.full_end &&
+                      !(kAtomicDq && own_count_ < T::kOwn);
     const float scale2 = call_.scale * kLog2E;
 
     float p[T::kRowTiles][T::kScoreTiles][4];
