@@ -86,6 +86,12 @@ cudaStream_t native(const Stream& stream) {
   return queue;
 }
 
+bool is_capturing(const Stream& stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  FARSPAN_CUDA(cudaStreamIsCapturing(native(stream), &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
 CudaDevice::CudaDevice(int index) : index_(index) { make_current(index_); }
 
 std::string CudaDevice::name() const {

@@ -64,6 +64,9 @@ class CudaEvent final : public Event {
 // The queue behind a Stream of this backend. CHECKs that it has one.
 cudaStream_t native(const Stream& stream);
 
+// Whether work put there now becomes part of a CUDA graph instead of running.
+bool is_capturing(const Stream& stream);
+
 class CudaDevice final : public Device {
  public:
   // Makes device `index` current on this thread. Throws Error(kUsage) when it is not there.

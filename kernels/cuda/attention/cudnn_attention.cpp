@@ -178,12 +178,19 @@ bool CudnnAttention::plan(const SdpaShape& shape, const char* pass, Said own) {
 }
 
 std::byte* CudnnAttention::workspace(std::size_t bytes, const Stream& stream) {
-  Buffer& buffer = workspaces_[stream.native_handle()];
-  if (buffer.bytes() < bytes) {
-    buffer = Buffer();  // the old one goes first: both need not fit
-    buffer = device_.allocate(bytes);
+  Space& space = workspaces_[stream.native_handle()];
+  if (space.buffer.bytes() < bytes) {
+    if (space.captured) captured_.push_back(std::move(space.buffer));
+    space = {};  // the old one goes first: both need not fit
+    space.buffer = device_.allocate(bytes);
   }
-  return buffer.data();
+  space.captured |= is_capturing(stream);
+  return space.buffer.data();
+}
+
+void CudnnAttention::release_captured() {
+  captured_.clear();
+  for (auto& [queue, space] : workspaces_) space.captured = false;
 }
 
 bool CudnnAttention::forward(const AttentionForwardArgs& args, Stream& stream,

@@ -46,6 +46,8 @@ class CudnnAttention {
   std::string description() const;
   // As Backend::take_notes: the first call of each kind, and who took it.
   std::vector<std::string> take_notes();
+  // No graph captured so far will run again: memory kept for them goes.
+  void release_captured();
 
  private:
   // What has been said already.
@@ -66,7 +68,8 @@ class CudnnAttention {
                      Stream& stream);
   void backward_piece(const AttentionBackwardArgs& args, const CudnnPiece& piece,
                       std::int64_t kv_head, std::int64_t num_kv_heads, Stream& stream);
-  // At least `bytes` of the stream's own workspace.
+  // At least `bytes` of the stream's own workspace. What a captured call was given stays until
+  // release_captured().
   std::byte* workspace(std::size_t bytes, const Stream& stream);
 
   Device& device_;
@@ -74,8 +77,13 @@ class CudnnAttention {
   CudnnFacts facts_;
   MakeEngine make_engine_;
   std::unique_ptr<SdpaEngine> engine_;
-  std::map<void*, Buffer> workspaces_;  // by queue
-  std::set<SdpaShape> refused_;         // by cuDNN, though cudnn_support.h has no reason
+  struct Space {
+    Buffer buffer;
+    bool captured = false;
+  };
+  std::map<void*, Space> workspaces_;  // by queue
+  std::vector<Buffer> captured_;       // too small since, and named by graphs
+  std::set<SdpaShape> refused_;        // by cuDNN, though cudnn_support.h has no reason
   std::array<bool, static_cast<std::size_t>(Said::kCount)> said_{};
   std::vector<std::string> notes_;
 };

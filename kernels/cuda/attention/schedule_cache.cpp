@@ -12,12 +12,6 @@ namespace {
 
 constexpr std::size_t kLeastBytes = std::size_t{16} << 10;
 
-bool is_capturing(const Stream& stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  FARSPAN_CUDA(cudaStreamIsCapturing(native(stream), &status));
-  return status != cudaStreamCaptureStatusNone;
-}
-
 // Thousands of slices are hashed at each call: one multiplication a word.
 class Hash {
  public:

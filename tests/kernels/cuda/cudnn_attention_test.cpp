@@ -19,6 +19,7 @@
 namespace farspan::cuda {
 
 cudaStream_t native(const Stream&) { return nullptr; }
+bool is_capturing(const Stream&) { return false; }
 
 namespace {
 double read(const Tensor& t, std::int64_t i) {
