@@ -4,6 +4,7 @@
 
 #include "app/command.h"
 #include "app/inspect_attention_command.h"
+#include "app/inspect_positions_command.h"
 #include "app/inspect_report.h"
 #include "io/checkpoint.h"
 
@@ -75,9 +76,10 @@ void add_inspect_command(CLI::App& app, Session& session) {
                 "the number of ranks that wrote them");
   cmd->add_flag("--json", args->json, "print one JSON object");
   cmd->footer(
-      "Exit codes: 0 verifies, 2 no such thing, 3 does not verify. A path called attention is "
-      "./attention.");
+      "Exit codes: 0 verifies, 2 no such thing, 3 does not verify. A path called attention or "
+      "positions is ./attention, ./positions.");
   add_inspect_attention(*cmd, session);
+  add_inspect_positions(*cmd, session);
   // Runs after a subcommand's callback too.
   cmd->callback([args, cmd, &session] {
     if (cmd->get_subcommands().empty()) run_inspect(session, *args);

@@ -17,6 +17,7 @@ class Resolver {
   void run() {
     resolve_names();
     resolve_model();
+    resolve_rotary();
     resolve_mesh();
     resolve_parallel();
     resolve_batch();
@@ -35,9 +36,23 @@ class Resolver {
   // one context.
   void resolve_positions() {
     config::Positions& positions = *config_.mutable_positions();
+    resolve_sampler(positions);
     if (positions.has_reset_per_document() || config_.data().documents() != "joined") return;
     positions.set_reset_per_document(false);
     implied("positions.reset_per_document", "data.documents: joined");
+  }
+
+  void resolve_sampler(config::Positions& positions) {
+    if (positions.sampler() == "sequential") return;
+    if (!positions.has_original_context()) {
+      positions.set_original_context(config_.train().sequence_length());
+      implied("positions.original_context", "train.sequence_length");
+    }
+    const config::RopeScaling& scaling = config_.model().rope().scaling();
+    if (!positions.has_target_context() && scaling.has_target_context()) {
+      positions.set_target_context(scaling.target_context());
+      implied("positions.target_context", "model.rope.scaling.target_context");
+    }
   }
 
   void resolve_names() {
@@ -63,6 +78,23 @@ class Resolver {
       optimizer.add_betas(0.9);
       optimizer.add_betas(0.95);
       implied("optimizer.betas", "the usual pair");
+    }
+  }
+
+  // factor, original_context and target_context: of two the third follows, but for llama3, whose
+  // factor is not the ratio of the two.
+  void resolve_rotary() {
+    config::RopeScaling& scaling = *config_.mutable_model()->mutable_rope()->mutable_scaling();
+    if (scaling.type() == "none" || scaling.type() == "llama3" || !scaling.has_original_context())
+      return;
+    const auto original = static_cast<double>(scaling.original_context());
+    if (!scaling.has_factor() && scaling.target_context() >= scaling.original_context()) {
+      scaling.set_factor(static_cast<double>(scaling.target_context()) / original);
+      implied("model.rope.scaling.factor", "target_context / original_context");
+    } else if (scaling.has_factor() && !scaling.has_target_context()) {
+      scaling.set_target_context(
+          static_cast<std::int64_t>(std::llround(original * scaling.factor())));
+      implied("model.rope.scaling.target_context", "original_context x factor");
     }
   }
 

@@ -119,6 +119,8 @@ void Validator::check_model() {
   check_heads();
   check_attention(*this);
   check_attention_kernel(*this);
+  check_rotary(*this);
+  check_positions(*this);
 }
 
 void Validator::check_heads() {

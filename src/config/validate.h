@@ -23,6 +23,8 @@ struct ValidateOptions {
 //   output_dir                  runs/<name>
 //   model.num_key_value_heads   num_attention_heads
 //   model.head_dim              hidden_size / num_attention_heads, where that is whole
+//   model.rope.scaling.factor   target_context / original_context (not llama3), or the target from
+//                               the other two
 //   optimizer.betas             [0.9, 0.95]
 //   parallel.context auto       ranks / parallel.data; both auto: all ranks share each sequence
 //   parallel.data auto          ranks / parallel.context
@@ -42,6 +44,8 @@ struct ValidateOptions {
 //                               at most max(sequence_length, 8192 * parallel.context)
 //   train.steps                 train.tokens / batch_tokens, rounded up; train.tokens is then unset
 //   schedule.warmup, and .decay of wsd   a share of train.steps in whole steps: nearest, at least 1
+//   positions.original_context  train.sequence_length, where a sampler reads it
+//   positions.target_context    model.rope.scaling.target_context, likewise
 //   positions.reset_per_document  false where data.documents is joined and it is not set
 void resolve(LoadedConfig& loaded, const ValidateOptions& options);
 

@@ -13,12 +13,16 @@
 
 namespace farspan {
 
-// data.train with weights, seed, data.documents, positions.reset_per_document, model.vocab_size.
-// Throws Error(kBadData) for a store that does not verify or does not fit the model's vocabulary,
-// Error(kUsage) for a packing that is not built.
+// data.train with weights, seed, data.documents, positions, model.vocab_size. Throws
+// Error(kBadData) for a store that does not verify or does not fit the model's vocabulary,
+// Error(kUsage) for a packing that is not built, and for a sampler of positions over a store that
+// has its own.
 SampleReader open_training_data(const config::RunConfig& config, TokenStore::Verify verify);
 
-// data.validation; nullopt when the configuration names none.
+// The sampler of a resolved configuration.
+PositionOptions position_options(const config::RunConfig& config);
+
+// data.validation, at its own positions or 0, 1, 2, ...; nullopt when the configuration names none.
 std::optional<EvaluationReader> open_validation_data(const config::RunConfig& config,
                                                      TokenStore::Verify verify);
 

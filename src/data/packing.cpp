@@ -49,6 +49,20 @@ std::int32_t label_after(const Columns& c, std::size_t t, bool masked) {
   return other_segment ? kIgnoreLabel : c.tokens[t + 1];
 }
 
+// Positions of the runs that begin at `begins` (and end where the next begins, the last at `end`).
+void place_runs(std::span<std::int32_t> positions, const std::vector<std::size_t>& begins,
+                const PositionOptions& options, PositionKey key) {
+  for (std::size_t i = 0; i < begins.size(); ++i) {
+    const std::size_t end = i + 1 < begins.size() ? begins[i + 1] : positions.size();
+    key.document = i;
+    std::size_t at = begins[i];
+    for (const PositionRun& run :
+         draw_positions(options, key, static_cast<std::int64_t>(end - begins[i])))
+      for (std::int64_t k = 0; k < run.count; ++k)
+        positions[at++] = static_cast<std::int32_t>(run.first + k);
+  }
+}
+
 }  // namespace
 
 Batch empty_batch(std::int64_t sequences, std::int64_t sequence_length) {
@@ -63,7 +77,7 @@ Batch empty_batch(std::int64_t sequences, std::int64_t sequence_length) {
 
 std::int32_t fill_row(Batch& batch, std::int64_t row, const TokenStore& store,
                       std::span<const Piece> pieces, const PackingOptions& options,
-                      std::int32_t first_segment) {
+                      std::int32_t first_segment, PositionKey key) {
   FARSPAN_CHECK(row >= 0 && row < batch.sequences, "row {} of {}", row, batch.sequences);
   const bool masked = options.documents == Documents::kMasked;
   const Columns c = read_columns(store, pieces);
@@ -73,21 +87,23 @@ std::int32_t fill_row(Batch& batch, std::int64_t row, const TokenStore& store,
   const std::size_t base = static_cast<std::size_t>(row) * length;
   const std::size_t filled = std::min(length, c.tokens.size());
   std::int32_t segment = first_segment;
-  std::size_t run_begin = 0;  // where positions last restarted
+  std::vector<std::size_t> run_begins = {0};  // where positions restart
   for (std::size_t t = 0; t < filled; ++t) {
     if (t > 0) {
       const bool piece_changes = c.piece[t] != c.piece[t - 1];
       const bool segment_changes =
           !piece_changes && !c.segments.empty() && c.segments[t] != c.segments[t - 1];
       if (segment_changes || (piece_changes && masked)) ++segment;
-      if (options.reset_positions && (piece_changes || segment_changes)) run_begin = t;
+      if (options.reset_positions && (piece_changes || segment_changes)) run_begins.push_back(t);
     }
     batch.tokens[base + t] = c.tokens[t];
     batch.segments[base + t] = segment;
-    batch.positions[base + t] =
-        c.positions.empty() ? static_cast<std::int32_t>(t - run_begin) : c.positions[t];
+    if (!c.positions.empty()) batch.positions[base + t] = c.positions[t];
     batch.labels[base + t] = t + 1 < c.tokens.size() ? label_after(c, t, masked) : kIgnoreLabel;
   }
+  if (c.positions.empty())
+    place_runs(std::span(batch.positions).subspan(base, filled), run_begins, options.positions,
+               key);
   if (filled > 0) ++segment;
   if (filled == length) return segment;
   for (std::size_t t = filled; t < length; ++t) {

@@ -10,10 +10,10 @@
 //   segment    one per document piece (masked) or one per row (joined); a change of the store's
 //              segment_ids inside a document starts a new one in either mode, and without stored
 //              labels nothing is predicted across it. Ascending over the whole batch.
-//   position   the store's position_ids; else, with reset, the offset inside the segment or
-//   document piece
-//              in this row (a document continued from the row before starts at 0, so positions
-//              stay below S); else the offset in the row.
+//   position   the store's position_ids; else what the sampler draws (data/positions.h) for each
+//              run of tokens that counts from 0: with reset a segment or document piece of this row
+//              (a document continued from the row before starts anew), else the whole row.
+//              `sequential` gives the offset in the run.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "data/batch.h"
+#include "data/positions.h"
 #include "data/token_store.h"
 
 namespace farspan {
@@ -33,6 +34,7 @@ enum class Documents {
 struct PackingOptions {
   Documents documents = Documents::kMasked;
   bool reset_positions = true;
+  PositionOptions positions{};
 };
 
 // A run of tokens of one document in a store.
@@ -46,10 +48,11 @@ Batch empty_batch(std::int64_t sequences, std::int64_t sequence_length);
 
 // Fills row `row` from `pieces`, at most sequence_length + 1 tokens; what is missing is padding
 // (`pad` token, label -100, a segment of its own). Segments start at `first_segment`; returns the
-// first number not used, for the next row.
+// first number not used, for the next row. `key`: whose positions a sampler draws; documents are
+// counted here.
 std::int32_t fill_row(Batch& batch, std::int64_t row, const TokenStore& store,
                       std::span<const Piece> pieces, const PackingOptions& options,
-                      std::int32_t first_segment);
+                      std::int32_t first_segment, PositionKey key = {});
 
 // The id that padding holds: the tokenizer's pad, else eos, else 0. Never scored.
 std::int32_t padding_id(const TokenizerInfo& tokenizer);

@@ -157,7 +157,9 @@ Batch SampleReader::make_batch(std::int64_t first_sample, std::int64_t count,
     const auto source = static_cast<std::size_t>(place.source);
     const std::int64_t begin = stage.source_tokens[source] + place.ordinal * sequence_length;
     const auto pieces = streams_[source].window(begin, sequence_length + 1);
-    segment = fill_row(batch, row, *sources_[source].store, pieces, options_.packing, segment);
+    segment =
+        fill_row(batch, row, *sources_[source].store, pieces, options_.packing, segment,
+                 {.seed = options_.seed, .sample = static_cast<std::uint64_t>(first_sample + row)});
   }
   return batch;
 }

@@ -33,7 +33,7 @@ struct WeightedStore {
 
 struct SampleOptions {
   std::uint64_t seed = 1;
-  PackingOptions packing{};     // documents masked or joined, positions reset or not
+  PackingOptions packing{};     // documents masked or joined, positions
   std::int64_t vocab_size = 0;  // of the model; 0: not checked
 };
 

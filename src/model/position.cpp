@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "model/rotary.h"
 
 namespace farspan {
 namespace {
@@ -37,20 +38,20 @@ std::vector<double> alibi_slopes(std::int64_t num_heads) {
 
 PositionTable make_position_table(const config::Model& model) {
   const std::string& position = model.position();
-  const std::string& scaling = model.rope().scaling().type();
   const bool rotates = position == "rope" || position == "xpos";
-  if ((!rotates && position != "alibi" && position != "none") || scaling != "none")
-    throw Error(ExitCode::kUsage,
-                {.what = fmt::format("position '{}' with rotary scaling '{}' is not built yet",
-                                     position, scaling),
-                 .where = "model.position, model.rope.scaling.type",
-                 .fix = "use position: rope, xpos, alibi or none with scaling: {type: none}"});
+  if (!rotates && position != "alibi" && position != "none")
+    throw Error(ExitCode::kUsage, {.what = fmt::format("position '{}' is not built yet", position),
+                                   .where = "model.position",
+                                   .fix = "use position: rope, xpos, alibi or none"});
   PositionTable table;
-  const std::int64_t dim = model.head_dim();
-  for (std::int64_t j = 0; rotates && j < dim / 2; ++j)
-    table.inv_freq.push_back(
-        std::pow(model.rope().theta(), -2.0 * static_cast<double>(j) / static_cast<double>(dim)));
-  if (position == "xpos") table.decay = xpos_decay(dim, model.xpos_scale_base());
+  if (rotates) {
+    const RotaryTable rotary = rotary_table({.theta = model.rope().theta(),
+                                             .head_dim = model.head_dim(),
+                                             .scaling = model.rope().scaling()});
+    table.inv_freq = rotary.inv_freq;
+    table.attention_scale = rotary.attention_scale;
+  }
+  if (position == "xpos") table.decay = xpos_decay(model.head_dim(), model.xpos_scale_base());
   if (position == "alibi") table.slopes = alibi_slopes(model.num_attention_heads());
   return table;
 }

@@ -1,6 +1,6 @@
 // Position schemes resolve to plain tables, once, in double: a new scheme touches no kernel.
 //
-//   rope    queries and keys are rotated               (RoFormer, Su et al. 2021, eq. 15)
+//   rope    queries and keys are rotated               (RoFormer, Su et al. 2021, eq. 15; rotary.h)
 //   xpos    rotated, and scores decay with distance    (Sun et al. 2022, eq. 13-16)
 //   alibi   nothing is rotated; a slope for each head  (Press et al. 2021, section 3)
 //   none    no positions at all
@@ -14,7 +14,7 @@
 namespace farspan {
 
 struct PositionTable {
-  std::vector<double> inv_freq;  // (head_dim / 2): theta^(-2j/d); empty when nothing is rotated
+  std::vector<double> inv_freq;  // (head_dim / 2): scaled (rotary.h); empty when nothing is rotated
   double attention_scale = 1.0;  // multiplies cos and sin
   std::vector<double> slopes;    // (num_attention_heads): ALiBi's m_h; else empty
   std::vector<double> decay;     // (head_dim / 2): xPos's log2(zeta_c) / scale_base; else empty

@@ -1,0 +1,117 @@
+// Samplers of positions: what each needs, and what makes them meaningless.
+#include <fmt/format.h>
+
+#include "config/rules.h"
+
+namespace farspan {
+namespace {
+
+class PositionRules {
+ public:
+  explicit PositionRules(Rules& rules)
+      : rules_(rules), config_(rules.config()), positions_(config_.positions()) {}
+
+  void run() {
+    check_unread();
+    if (sampler() == "sequential" || sampler() == "cream") return;  // refused as not built
+    check_lengths();
+    check_model();
+  }
+
+ private:
+  const std::string& sampler() const { return positions_.sampler(); }
+
+  void check_unread();
+  void check_lengths();
+  void check_model();
+
+  Rules& rules_;
+  const RunConfig& config_;
+  const config::Positions& positions_;
+};
+
+void PositionRules::check_unread() {
+  const config::Positions defaults;
+  const bool draws = sampler() != "sequential", pose = sampler() == "pose";
+  struct Read {
+    const char* name;
+    bool given;
+    bool read;
+    const char* readers;
+  };
+  const Read reads[] = {
+      {"original_context", positions_.has_original_context(), draws, "pose and randomized"},
+      {"target_context", positions_.has_target_context(), draws, "pose and randomized"},
+      {"chunks", positions_.chunks() != defaults.chunks(), pose, "pose"},
+      {"first_chunk", positions_.first_chunk() != defaults.first_chunk(), pose, "pose"},
+      {"target_margin", positions_.target_margin(), pose, "pose"}};
+  for (const Read& r : reads)
+    if (r.given && !r.read)
+      rules_.add_unread(std::string("positions.") + r.name, r.readers, "positions.sampler",
+                        sampler());
+}
+
+void PositionRules::check_lengths() {
+  const std::int64_t length = config_.train().sequence_length();
+  const std::int64_t original = positions_.original_context();
+  const std::int64_t target = positions_.target_context();
+  if (!positions_.has_target_context())
+    rules_.add("positions.target_context", fmt::format("is missing, and {} needs it", sampler()),
+               "give the context to reach, such as 128k, here or as "
+               "model.rope.scaling.target_context",
+               {"positions.sampler", "model.rope.scaling.target_context"});
+  else if (target < original)
+    rules_.add("positions.target_context",
+               fmt::format("{} is below original_context {}: there is nothing to skip to", target,
+                           original),
+               "exchange the two, or use sampler: sequential",
+               {"positions.original_context", "train.sequence_length"});
+  if (length > original)
+    rules_.add(
+        "train.sequence_length",
+        fmt::format("{} tokens are more than positions.original_context {}: {} trains at the "
+                    "original length",
+                    length, original, sampler()),
+        fmt::format("use sequence_length: {}, or raise original_context", original),
+        {"positions.original_context"});
+  const config::RopeScaling& scaling = config_.model().rope().scaling();
+  if (positions_.has_target_context() && scaling.has_target_context() &&
+      scaling.target_context() != target)
+    rules_
+        .add("positions.target_context",
+             fmt::format("{} differs from model.rope.scaling.target_context {}", target,
+                         scaling.target_context()),
+             "leave one of them out, unless that is meant", {"model.rope.scaling.target_context"})
+        .note = true;
+}
+
+void PositionRules::check_model() {
+  const config::Model& model = config_.model();
+  const std::string& position = model.position();
+  if (position == "none")
+    rules_.add("positions.sampler",
+               fmt::format("{} changes positions, and model.position none reads none", sampler()),
+               "use sampler: sequential, or a position encoding", {"model.position"});
+  // Attention with a bias by distance is computed run by run of consecutive positions.
+  if (sampler() == "randomized" && (position == "alibi" || position == "xpos"))
+    rules_.add("positions.sampler",
+               fmt::format("randomized jumps at every token, and {} needs runs of consecutive "
+                           "positions",
+                           position),
+               "use sampler: pose, or model.position: rope", {"model.position"});
+  if (model.sliding_window() > 0 && model.layer_types().empty())
+    rules_
+        .add("positions.sampler",
+             fmt::format("{} shows far positions to tokens within sliding_window {} of one another "
+                         "in the text: those beyond it never meet",
+                         sampler(), model.sliding_window()),
+             "use no window, or layer_types with some full_attention layers",
+             {"model.sliding_window"})
+        .note = true;
+}
+
+}  // namespace
+
+void check_positions(Rules& rules) { PositionRules(rules).run(); }
+
+}  // namespace farspan
