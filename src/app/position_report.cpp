@@ -11,60 +11,38 @@ namespace farspan::app {
 namespace {
 
 // Pairs of runs that are looked at, over all samples.
-constexpr std::int64_t kMostRunPairs = 200'000'000;
+constexpr std::int64_t kMostRunPairs = 100'000'000;
 
-// Distances [begin, end) that are seen.
-struct Span {
-  std::int64_t begin, end;
-};
-
-// What the samples show together, by differences: one addition per border instead of one per
-// distance.
+// What the samples show together. Pairs are counted by second differences: a few additions for two
+// runs instead of one for each pair of their tokens.
 class Tally {
  public:
   explicit Tally(std::int64_t end)
-      : pairs_(static_cast<std::size_t>(end) + 2), samples_(static_cast<std::size_t>(end) + 1) {}
+      : bends_(static_cast<std::size_t>(end) + 2),
+        samples_(static_cast<std::size_t>(end)),
+        last_(static_cast<std::size_t>(end)) {}
 
   void add(const std::vector<PositionRun>& runs) {
-    spans_.clear();
+    ++sample_;
     for (std::size_t b = 0; b < runs.size(); ++b) {
       add_within(runs[b]);
       for (std::size_t a = 0; a < b; ++a) add_between(runs[a], runs[b]);
-    }
-    // Each distance once a sample.
-    std::sort(spans_.begin(), spans_.end(),
-              [](const Span& x, const Span& y) { return x.begin < y.begin; });
-    std::int64_t reached = 0;
-    for (const Span& s : spans_) {
-      const std::int64_t begin = std::max(s.begin, reached);
-      if (begin >= s.end) continue;
-      ++samples_[static_cast<std::size_t>(begin)];
-      --samples_[static_cast<std::size_t>(s.end)];
-      reached = s.end;
     }
   }
 
   // Number of pairs at each distance.
   std::vector<double> pairs() const {
-    std::vector<double> out(pairs_.size());
+    std::vector<double> out(bends_.size());
     std::int64_t slope = 0, value = 0;
-    for (std::size_t d = 0; d < pairs_.size(); ++d) {
-      slope += pairs_[d];
+    for (std::size_t d = 0; d < bends_.size(); ++d) {
+      slope += bends_[d];
       value += slope;
       out[d] = static_cast<double>(value);
     }
     return out;
   }
   // Number of samples that show each distance.
-  std::vector<double> samples() const {
-    std::vector<double> out(samples_.size());
-    std::int64_t value = 0;
-    for (std::size_t d = 0; d < samples_.size(); ++d) {
-      value += samples_[d];
-      out[d] = static_cast<double>(value);
-    }
-    return out;
-  }
+  const std::vector<std::int64_t>& samples() const { return samples_; }
 
  private:
   // n - d pairs at distance d of 1 .. n - 1: falls by one each, from n - 1 at 1 to 0 at n.
@@ -74,7 +52,7 @@ class Tally {
     bend(1, n - 1);
     bend(2, -n);
     bend(n + 1, 1);
-    spans_.push_back({1, n});
+    show(1, n);
   }
   // A trapezoid: rises over the shorter run's length, falls over it again.
   void add_between(const PositionRun& a, const PositionRun& b) {
@@ -83,16 +61,25 @@ class Tally {
     bend(low + a.count, -1);
     bend(low + b.count, -1);
     bend(low + a.count + b.count, 1);
-    spans_.push_back({low, low + a.count + b.count - 1});
+    show(low, low + a.count + b.count - 1);
   }
   // A change of slope, felt from distance d on.
   void bend(std::int64_t d, std::int64_t change) {
-    if (d < static_cast<std::int64_t>(pairs_.size())) pairs_[static_cast<std::size_t>(d)] += change;
+    if (d < static_cast<std::int64_t>(bends_.size())) bends_[static_cast<std::size_t>(d)] += change;
+  }
+  // Distances [begin, end) occur in the sample at hand.
+  void show(std::int64_t begin, std::int64_t end) {
+    for (auto d = static_cast<std::size_t>(begin); d < static_cast<std::size_t>(end); ++d) {
+      if (last_[d] == sample_) continue;
+      last_[d] = sample_;
+      ++samples_[d];
+    }
   }
 
-  std::vector<std::int64_t> pairs_;    // second differences
-  std::vector<std::int64_t> samples_;  // first differences
-  std::vector<Span> spans_;
+  std::vector<std::int64_t> bends_;
+  std::vector<std::int64_t> samples_;
+  std::vector<std::int64_t> last_;  // the last sample that showed a distance; samples count from 1
+  std::int64_t sample_ = 0;
 };
 
 std::size_t bin_of(std::int64_t distance, std::int64_t end) {
@@ -100,13 +87,14 @@ std::size_t bin_of(std::int64_t distance, std::int64_t end) {
 }
 
 void summarise(const Tally& tally, PositionReport& report) {
-  const std::vector<double> pairs = tally.pairs(), samples = tally.samples();
+  const std::vector<double> pairs = tally.pairs();
+  const std::vector<std::int64_t>& samples = tally.samples();
   std::array<std::int64_t, kDistanceBins> distances{};
   std::int64_t seen = 0;
   for (std::int64_t d = 1; d < report.end; ++d) {
     const std::size_t bin = bin_of(d, report.end), at = static_cast<std::size_t>(d);
     report.histogram[bin] += pairs[at];
-    report.coverage[bin] += samples[at] / static_cast<double>(report.counted);
+    report.coverage[bin] += static_cast<double>(samples[at]) / static_cast<double>(report.counted);
     ++distances[bin];
     seen += samples[at] > 0 ? 1 : 0;
   }

@@ -80,10 +80,22 @@ TEST(Position, NoneHasNoTables) {
   EXPECT_TRUE(table.inv_freq.empty() && table.slopes.empty() && table.decay.empty());
 }
 
+TEST(Position, ScalingReachesTheTable) {
+  config::Model model = model_of("rope");
+  auto& scaling = *model.mutable_rope()->mutable_scaling();
+  scaling.set_type("yarn");
+  scaling.set_factor(4);
+  scaling.set_original_context(64);
+  const PositionTable table = make_position_table(model),
+                      plain = make_position_table(model_of("rope"));
+  EXPECT_NEAR(table.inv_freq[3] * 4, plain.inv_freq[3], 1e-15);
+  EXPECT_NEAR(table.attention_scale, 0.1 * std::log(4.0) + 1, 1e-15);
+}
+
 TEST(Position, UnbuiltSchemesAreRefused) {
   EXPECT_THROW(make_position_table(model_of("learned")), Error);
-  config::Model model = model_of("alibi");
-  model.mutable_rope()->mutable_scaling()->set_type("yarn");
+  config::Model model = model_of("rope");
+  model.mutable_rope()->mutable_scaling()->set_type("longrope");
   EXPECT_THROW(make_position_table(model), Error);
 }
 
