@@ -26,22 +26,24 @@ struct ParityRow {
   DType dtype;
 };
 
-// The kinds of device whose rows a program runs, and how it makes their backends. Each program
-// links one file that defines both: tests/kernels/row_backends.cpp, or
-// tests/kernels/cuda/row_backends.cpp.
-std::vector<DeviceKind> row_kinds();
-std::unique_ptr<Backend> make_row_backend(const BackendOptions& options);
-
+// Rows of the CPU, and of the GPU in a build that has it: a build with CUDA, or a program of another
+// that runs on the emulated device (tests/support/simt).
 inline std::vector<ParityRow> parity_rows() {
   std::vector<ParityRow> rows;
   for (const DType dtype : {DType::kF32, DType::kBF16})
-    for (const DeviceKind kind : row_kinds())
+    for (const DeviceKind kind : built_backends())
       if (kind == DeviceKind::kCpu)
         for (const CpuIsa isa :
              {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx})
           rows.push_back({kind, isa, dtype});
-      else
+      else if (kind == DeviceKind::kCuda)
         rows.push_back({kind, CpuIsa::kAuto, dtype});
+  return rows;
+}
+
+inline std::vector<ParityRow> parity_rows_of(DeviceKind kind) {
+  std::vector<ParityRow> rows = parity_rows();
+  std::erase_if(rows, [&](const ParityRow& row) { return row.kind != kind; });
   return rows;
 }
 
@@ -63,7 +65,7 @@ class ParityTest : public ::testing::TestWithParam<ParityRow> {
       GTEST_SKIP() << "this processor has no " << name_of(row.isa);
     try {
       backend_ =
-          make_row_backend({.kind = row.kind, .num_threads = kTestThreads, .cpu_isa = row.isa});
+          make_backend({.kind = row.kind, .num_threads = kTestThreads, .cpu_isa = row.isa});
     } catch (const Error& absent) {
       if (row.kind == DeviceKind::kCpu || absent.code() != ExitCode::kUsage) throw;
       GTEST_SKIP() << absent.text().what;

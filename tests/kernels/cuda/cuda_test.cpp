@@ -1,5 +1,5 @@
 // What is particular to CUDA: device memory, queues, alignment, grids, errors left behind. Parity
-// of the operations themselves: the suites of tests/kernels, as test_cuda_parity.
+// of the operations themselves: test_kernels_parity.
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 #include "core/error.h"
 #include "support/compare.h"
-#include "support/parity_row.h"
+#include "support/device_values.h"
 #include "support/reference.h"
 
 namespace farspan::testing {
@@ -19,7 +19,7 @@ class Cuda : public ::testing::Test {
  protected:
   void SetUp() override {
     try {
-      backend_ = make_row_backend({.kind = DeviceKind::kCuda});
+      backend_ = make_backend({.kind = DeviceKind::kCuda});
     } catch (const Error& absent) {
       if (absent.code() != ExitCode::kUsage) throw;
       GTEST_SKIP() << absent.text().what;

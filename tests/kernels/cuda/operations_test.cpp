@@ -37,7 +37,8 @@ class CudaOperations : public ParityTest {
     EXPECT_EQ(bytes_of(0), aligned) << "again";
   }
 };
-INSTANTIATE_TEST_SUITE_P(Rows, CudaOperations, ::testing::ValuesIn(parity_rows()), name_of_row);
+INSTANTIATE_TEST_SUITE_P(Rows, CudaOperations,
+                         ::testing::ValuesIn(parity_rows_of(DeviceKind::kCuda)), name_of_row);
 
 // Two of three tokens have one id, the rest few; more ids than one digit of the sort.
 Values skewed_ids(std::int64_t tokens, std::int64_t vocab) {

@@ -12,9 +12,17 @@ struct CUstream_st {
   std::deque<farspan::simt::Work> queue;
   bool busy = false;       // with a callback
   bool destroyed = false;  // goes when empty
+  // While it records: what the next piece of work comes after.
+  std::shared_ptr<farspan::simt::Capture> capture;
+  std::vector<std::size_t> last;
 };
 
 namespace farspan::simt {
+namespace {
+
+thread_local std::vector<std::shared_ptr<Capture>> captures_of_thread;
+
+}  // namespace
 
 // While the device works: its memory is open and faults are reported as its own.
 struct Runtime::Session {
@@ -65,8 +73,68 @@ void Runtime::rethrow_kept() {
 void Runtime::enqueue(CUstream_st* stream, Work work) {
   Lock lock(mutex_);
   rethrow_kept();
-  checked(stream)->queue.push_back(std::move(work));
+  CUstream_st* const s = checked(stream);
+  if (record(*s, work)) return;
+  s->queue.push_back(std::move(work));
   if (disorder_.one_in(8)) some_work(lock, 4);
+}
+
+// Whether a recording took the work.
+bool Runtime::record(CUstream_st& s, Work& work) {
+  if (work.after && work.after->capture) {
+    FARSPAN_CHECK(!s.capture || s.capture == work.after->capture,
+                  "a stream that records waits for an event of another recording");
+    s.capture = work.after->capture;
+    s.last.insert(s.last.end(), work.after->nodes.begin(), work.after->nodes.end());
+  } else if (work.after && s.capture) {
+    FARSPAN_CHECK(false, "a stream that records waits for an event from outside the recording");
+  }
+  if (!s.capture) return false;
+  if (work.run) {
+    s.capture->nodes.push_back({std::move(work.run), s.last});
+    s.last = {s.capture->nodes.size() - 1};
+  }
+  if (work.mark) {
+    work.mark->capture = s.capture;
+    work.mark->nodes = s.last;
+  }
+  return true;
+}
+
+bool Runtime::begin_capture(CUstream_st* stream) {
+  const Lock lock(mutex_);
+  CUstream_st* const s = checked(stream);
+  if (s->capture || stream == nullptr) return false;
+  s->capture = std::make_shared<Capture>();
+  captures_of_thread.push_back(s->capture);
+  return true;
+}
+
+bool Runtime::end_capture(CUstream_st* stream, GraphNodes& nodes) {
+  const Lock lock(mutex_);
+  CUstream_st* const s = checked(stream);
+  const std::shared_ptr<Capture> capture = s->capture;
+  if (!capture || std::erase(captures_of_thread, capture) == 0) return false;
+  const bool whole = !capture->broken && all_joined(capture->nodes, s->last);
+  for (const auto& other : streams_)
+    if (other->capture == capture) {
+      other->capture = nullptr;
+      other->last.clear();
+    }
+  nodes = std::move(capture->nodes);
+  return whole;
+}
+
+bool Runtime::captures(CUstream_st* stream) {
+  const Lock lock(mutex_);
+  return checked(stream)->capture != nullptr;
+}
+
+bool Runtime::this_thread_captures() const { return !captures_of_thread.empty(); }
+
+void Runtime::break_captures_of_this_thread() {
+  const Lock lock(mutex_);
+  for (const auto& capture : captures_of_thread) capture->broken = true;
 }
 
 std::shared_ptr<Mark> Runtime::mark(CUstream_st* stream) {

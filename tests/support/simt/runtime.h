@@ -21,6 +21,7 @@
 #include <mutex>
 #include <vector>
 
+#include "support/simt/capture.h"
 #include "support/simt/random.h"
 
 struct CUstream_st;
@@ -28,9 +29,11 @@ struct CUevent_st;
 
 namespace farspan::simt {
 
-// A place in a stream that may have been reached.
+// A place in a stream that may have been reached; or, of a stream that recorded, in its recording.
 struct Mark {
   bool reached = false;
+  std::shared_ptr<Capture> capture{};
+  std::vector<std::size_t> nodes{};
 };
 
 struct Work {
@@ -58,6 +61,17 @@ class Runtime {
   // For calls that must not throw: keeps the error for the next that may.
   void synchronize_all_quietly() noexcept;
 
+  // Recordings. A stream records until the end; others join by waiting for an event of one that
+  // does. False: the stream records already, or does not; or the recording was broken, or some of
+  // its streams were not joined at its end.
+  bool begin_capture(CUstream_st* stream);
+  bool end_capture(CUstream_st* stream, GraphNodes& nodes);
+  bool captures(CUstream_st* stream);
+  // Whether the calling thread began a recording that goes on. Calls that a recording does not
+  // allow break it.
+  bool this_thread_captures() const;
+  void break_captures_of_this_thread();
+
   // Kernels and copies draw from it, while they run.
   Disorder& disorder() { return disorder_; }
   // Starts the order over: what follows is repeatable, given one host thread.
@@ -72,6 +86,7 @@ class Runtime {
   void some_work(Lock& lock, std::uint32_t most);
   void rethrow_kept();
   CUstream_st* checked(CUstream_st* stream);
+  bool record(CUstream_st& stream, Work& work);
 
   std::mutex mutex_;
   std::condition_variable changed_;

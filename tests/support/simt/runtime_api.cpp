@@ -31,6 +31,13 @@ cudaError_t result(cudaError_t error) {
   return error;
 }
 
+// A call that a recording thread may not make.
+bool breaks_recording() {
+  if (!runtime().this_thread_captures()) return false;
+  runtime().break_captures_of_this_thread();
+  return true;
+}
+
 // Whether `bytes` at the address may be copied: memory that is not ours is not known.
 bool holds(const void* address, std::size_t bytes) {
   const auto behind = memory().bytes_behind(address);
@@ -67,6 +74,8 @@ cudaError_t copy(void* dst, const void* src, const Rows& rows, cudaMemcpyKind ki
       rows.src_pitch < rows.width || !holds(dst, rows.dst_bytes()) ||
       !holds(src, rows.src_bytes()) || !direction_holds(dst, src, kind))
     return result(cudaErrorInvalidValue);
+  if ((is_pageable(src) || is_pageable(dst)) && runtime().captures(stream) && breaks_recording())
+    return result(cudaErrorStreamCaptureUnsupported);
   if (is_pageable(src)) {
     const auto* const begin = static_cast<const std::byte*>(src);
     const auto staged = std::make_shared<std::vector<std::byte>>(begin, begin + rows.src_bytes());
@@ -85,6 +94,7 @@ cudaError_t make_event(cudaEvent_t* event) {
 
 cudaError_t release(void* data, Where where) {
   if (data == nullptr) return cudaSuccess;
+  if (breaks_recording()) return result(cudaErrorStreamCaptureUnsupported);
   runtime().synchronize_all_quietly();
   try {
     return result(memory().release(data, where) ? cudaSuccess : cudaErrorInvalidValue);
@@ -95,6 +105,8 @@ cudaError_t release(void* data, Where where) {
 }
 
 cudaError_t allocate(void** data, std::size_t bytes, Where where) {
+  *data = nullptr;
+  if (breaks_recording()) return result(cudaErrorStreamCaptureUnsupported);
   *data = bytes == 0 ? nullptr : memory().allocate(bytes, where);
   return result(*data == nullptr && bytes > 0 ? cudaErrorMemoryAllocation : cudaSuccess);
 }
@@ -197,6 +209,7 @@ cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
+  if (breaks_recording()) return result(cudaErrorStreamCaptureUnsupported);
   runtime().synchronize_all();
   return cudaSuccess;
 }
@@ -250,6 +263,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid resource handle";
     case cudaErrorNotReady:
       return "device not ready";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default:
       return cudaGetErrorName(error);
   }
@@ -328,18 +345,16 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (breaks_recording()) return result(cudaErrorStreamCaptureUnsupported);
   runtime().synchronize(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (breaks_recording()) return result(cudaErrorStreamCaptureUnsupported);
   return runtime().idle(stream) ? cudaSuccess : result(cudaErrorNotReady);
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   if (event->mark) runtime().enqueue(stream, {.after = event->mark});
-  return cudaSuccess;
-}
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* argument) {
@@ -359,9 +374,11 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (breaks_recording()) return result(cudaErrorStreamCaptureUnsupported);
   return !event->mark || runtime().reached(event->mark) ? cudaSuccess : result(cudaErrorNotReady);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (breaks_recording()) return result(cudaErrorStreamCaptureUnsupported);
   if (event->mark) runtime().synchronize(event->mark);
   return cudaSuccess;
 }

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
+
 #include "support/simt/emulated_kernels.h"
 #include "support/simt/sanitizers.h"
 
@@ -123,6 +125,72 @@ TEST(SimtStreams, ErrorsComeOnceAndThenTheDeviceGoesOn) {
   runtime().synchronize_all_quietly();
   EXPECT_THROW(bench.get(y, 1), Error);
   EXPECT_EQ(bench.get(x, 1)[0], 4);
+}
+
+// x becomes 10 on the recording stream while the other adds to y, and z is their sum.
+__global__ void add_to_kernel(int* x, int y) { *x += y; }
+__global__ void sum_kernel(const int* x, const int* y, int* z) { *z = *x + *y; }
+
+TEST(SimtGraphs, RunAgainInTheirOrder) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    Streams s(seed);
+    int* const x = s.put(std::vector<int>{1});
+    int* const y = s.put(std::vector<int>{100});
+    int* const z = s.room<int>(1);
+    const cuda::LaunchShape side{.stream = s.other()};
+    FARSPAN_CUDA(cudaDeviceSynchronize());
+    FARSPAN_CUDA(cudaStreamBeginCapture(s.stream(), cudaStreamCaptureModeThreadLocal));
+    cuda::launch(set_kernel, s.shape(1, 1), x, 10);
+    FARSPAN_CUDA(cudaEventRecord(s.event(), s.stream()));
+    FARSPAN_CUDA(cudaStreamWaitEvent(s.other(), s.event(), 0));
+    cuda::launch(add_to_kernel, side, y, 1);
+    cuda::launch(add_to_kernel, s.shape(1, 1), x, 5);
+    FARSPAN_CUDA(cudaEventRecord(s.event(), s.other()));
+    FARSPAN_CUDA(cudaStreamWaitEvent(s.stream(), s.event(), 0));
+    cuda::launch(sum_kernel, s.shape(1, 1), x, y, z);
+    cudaGraph_t graph = nullptr;
+    FARSPAN_CUDA(cudaStreamEndCapture(s.stream(), &graph));
+    std::size_t count = 0;
+    FARSPAN_CUDA(cudaGraphGetNodes(graph, nullptr, &count));
+    EXPECT_EQ(count, 4u);
+    cudaGraphExec_t runnable = nullptr;
+    FARSPAN_CUDA(cudaGraphInstantiate(&runnable, graph));
+    FARSPAN_CUDA(cudaGraphDestroy(graph));
+    EXPECT_EQ(s.get(y, 1)[0], 100) << "recorded, not run";
+    for (int run = 1; run <= 3; ++run) FARSPAN_CUDA(cudaGraphLaunch(runnable, s.stream()));
+    FARSPAN_CUDA(cudaGraphExecDestroy(runnable));
+    EXPECT_EQ(s.get(z, 1)[0], 15 + 103);
+  }
+}
+
+TEST(SimtGraphs, WhatARecordingDoesNotAllowBreaksIt) {
+  Streams s(1);
+  int* const x = s.room<int>(1);
+  cudaGraph_t graph = nullptr;
+  const auto broken_by = [&](const std::function<cudaError_t()>& call) {
+    FARSPAN_CUDA(cudaStreamBeginCapture(s.stream(), cudaStreamCaptureModeThreadLocal));
+    cuda::launch(set_kernel, s.shape(1, 1), x, 1);
+    const cudaError_t status = call();
+    return cudaStreamEndCapture(s.stream(), &graph) == cudaErrorStreamCaptureInvalidated &&
+           status == cudaErrorStreamCaptureUnsupported;
+  };
+  void* p = nullptr;
+  int host = 0;
+  EXPECT_TRUE(broken_by([&] { return cudaMalloc(&p, 4); }));
+  EXPECT_TRUE(broken_by([&] { return cudaFree(x); }));
+  EXPECT_TRUE(broken_by([&] { return cudaStreamSynchronize(s.stream()); }));
+  EXPECT_TRUE(broken_by([&] { return cudaEventQuery(s.event()); }));
+  EXPECT_TRUE(
+      broken_by([&] { return cudaMemcpyAsync(x, &host, 4, cudaMemcpyDefault, s.stream()); }));
+  // A side stream that nobody joins.
+  EXPECT_FALSE(broken_by([&] {
+    FARSPAN_CUDA(cudaEventRecord(s.event(), s.stream()));
+    FARSPAN_CUDA(cudaStreamWaitEvent(s.other(), s.event(), 0));
+    cuda::launch(add_to_kernel, {.stream = s.other()}, x, 1);
+    return cudaSuccess;
+  }));
+  EXPECT_EQ(graph, nullptr);
+  (void)cudaGetLastError();
 }
 
 TEST(SimtCopies, PageableMemoryIsStagedAndPinnedMemoryIsNot) {
