@@ -26,8 +26,8 @@ struct ParityRow {
   DType dtype;
 };
 
-// Rows of the CPU, and of the GPU in a build that has it: a build with CUDA, or a program of another
-// that runs on the emulated device (tests/support/simt).
+// Rows of the CPU, and of the GPU in a build that has it: a build with CUDA, or a program of
+// another that runs on the emulated device (tests/support/simt).
 inline std::vector<ParityRow> parity_rows() {
   std::vector<ParityRow> rows;
   for (const DType dtype : {DType::kF32, DType::kBF16})
@@ -64,8 +64,7 @@ class ParityTest : public ::testing::TestWithParam<ParityRow> {
     if (row.kind == DeviceKind::kCpu && !cpu_supports(row.isa))
       GTEST_SKIP() << "this processor has no " << name_of(row.isa);
     try {
-      backend_ =
-          make_backend({.kind = row.kind, .num_threads = kTestThreads, .cpu_isa = row.isa});
+      backend_ = make_backend({.kind = row.kind, .num_threads = kTestThreads, .cpu_isa = row.isa});
     } catch (const Error& absent) {
       if (row.kind == DeviceKind::kCpu || absent.code() != ExitCode::kUsage) throw;
       GTEST_SKIP() << absent.text().what;

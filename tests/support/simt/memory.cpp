@@ -35,6 +35,8 @@ GuardedPages::GuardedPages(std::size_t bytes, std::size_t alignment) : bytes_(by
     mapping_ = static_cast<std::byte*>(mapping);
     data_ = mapping_ + kPage + (pages - padded);
     set_access(true);
+    // Opening and closing costs by the page.
+    madvise(mapping_ + kPage, pages, MADV_HUGEPAGE);
     std::memset(mapping_ + kPage, std::to_integer<int>(kSlack), pages);
   }
   std::memset(data_, kGarbage, bytes);
