@@ -21,7 +21,7 @@
 
 namespace farspan::cuda {
 
-inline constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLog2E = 1.4426950408889634f;
 
 template <int kPaddedDim>
 struct BackwardTraits {

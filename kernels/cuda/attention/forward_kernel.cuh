@@ -12,8 +12,8 @@
 
 namespace farspan::cuda {
 
-inline constexpr double kLog2E = 1.4426950408889634;
-inline constexpr double kLn2 = 0.6931471805599453;
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
 
 template <int kDim>
 struct ForwardTraits {

@@ -96,6 +96,13 @@ TEST_P(AttentionBiasTest, SlopesOverAMillionPositions) {
   check(c);
 }
 
+// Rows of a tile that lie past the last key would have a bias beyond what f32 holds.
+TEST_P(AttentionBiasTest, KeysPastTheEndAreNone) {
+  TestCase c{"steep", 64, 65, 1, 1, 64, {placed(whole(64, 65, MaskKind::kFull), 70)}};
+  c.slopes = {2.0};
+  check(c);
+}
+
 // All that a row sees is far away: scores near -slope * 1e6, of which only the differences count.
 TEST_P(AttentionBiasTest, FarKeysAloneAreAsPreciseAsNearOnes) {
   const bool f32 = GetParam().dtype == DType::kF32;
