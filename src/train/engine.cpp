@@ -78,16 +78,17 @@ bool Engine::reserve(const PassMemory& memory) {
   const auto grow = [&](std::unique_ptr<Arena>& arena, std::size_t bytes) {
     if (bytes <= arena->capacity()) return;
     FARSPAN_CHECK(arena->used() == 0, "arena '{}' grows while in use", arena->name());
+    if (!grown) backend_.stream().synchronize();  // what it still works on goes
     const std::string name = arena->name();
     arena.reset();  // first: both together may not fit
     arena = std::make_unique<Arena>(backend_.device(), bytes, name);
     grown = true;
   };
-  backend_.stream().synchronize();
   grow(activations_, memory.activations);
   grow(scratch_, memory.scratch);
   grow(batch_, memory.batch);
   if (stash_ && memory.host > stash_->host().capacity()) {
+    if (!grown) backend_.stream().synchronize();
     stash_.reset();
     stash_ = std::make_unique<HostStash>(backend_.device(), memory.host);
     grown = true;
