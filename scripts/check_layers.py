@@ -50,12 +50,13 @@ class Vendor:
     homes: tuple  # files, or folders ending in /
 
 
+NCCL_HOMES = ("src/comm/nccl.cpp", "src/comm/nccl_connection.h", "src/comm/nccl_connection.cpp")
 VENDORS = (
     Vendor("MPI", re.compile(r"mpi\.h|mpi-ext\.h"), ("src/comm/mpi.cpp",)),
-    Vendor("NCCL", re.compile(r"nccl\.h"), ("src/comm/nccl.cpp",)),
+    Vendor("NCCL", re.compile(r"nccl\.h"), NCCL_HOMES),
     Vendor("CUDA", re.compile(r"cuda[\w/]*\.h(pp)?|cuda/.*|cublas\w*\.h|cudnn\w*\.h|nvrtc\.h|cub/.*|"
                               r"thrust/.*|cooperative_groups.*|nvToolsExt\.h|mma\.h"),
-           ("kernels/cuda/", "src/comm/nccl.cpp")),
+           ("kernels/cuda/",) + NCCL_HOMES),
     Vendor("oneDNN", re.compile(r"oneapi/dnnl/.*|dnnl\w*\.h(pp)?"), ("kernels/cpu/",)),
     Vendor("yaml-cpp", re.compile(r"yaml-cpp/.*"), ("src/config/load.cpp",)),
     Vendor("HDF5", re.compile(r"hdf5\w*\.h|H5\w*\.h|hdf5/.*"),

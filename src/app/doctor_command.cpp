@@ -16,6 +16,7 @@
 #include "app/machine.h"
 #include "app/ranks.h"
 #include "app/self_check.h"
+#include "comm/nccl.h"
 #include "kernels/backend.h"
 
 namespace farspan::app {
@@ -185,6 +186,7 @@ void Doctor::examine_cuda() {
     return;
   }
   for (const DeviceFact& known : device_facts(DeviceKind::kCuda)) fact(known.name, known.value);
+  fact("nccl", nccl_is_built() ? nccl_version() : "not in this build");
   try {
     fact("cuda", make_backend({.kind = DeviceKind::kCuda})->description());
   } catch (const Error& error) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cstdlib>
+#include <fstream>
 #include <string>
 
 #include "app/machine.h"
@@ -84,6 +85,16 @@ int threads_of_rank(Communicator& world, int local_size) {
   return std::min(share_of(usable_cores(cores, cpu_quota()), local_size), std::max(1, own));
 }
 
+std::string host_id() {
+  if (const std::string given = environment_variable("NCCL_HOSTID"); !given.empty()) return given;
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  std::ifstream boot("/proc/sys/kernel/random/boot_id");  // containers may share a name
+  std::string id;
+  std::getline(boot, id);
+  return fmt::format("{}-{}", name.data(), id);
+}
+
 using Body = std::function<void(Communicator& world, const RankEnvironment&)>;
 
 void run_mpi_ranks(Session& session, const Body& body) {
@@ -92,6 +103,7 @@ void run_mpi_ranks(Session& session, const Body& body) {
   try {
     const RankEnvironment environment{.local_rank = mpi.local_rank(),
                                       .local_size = mpi.local_size(),
+                                      .host_id = host_id(),
                                       .threads_per_rank = threads_of_rank(world, mpi.local_size())};
     body(world, environment);
   } catch (const SharedError& error) {
@@ -110,7 +122,10 @@ void run_thread_ranks(int ranks, const Body& body) {
   const int threads = share_of(own_cores(), ranks);
   run_local_ranks(ranks, [&](Communicator& world) {
     try {
-      body(world, {.local_rank = world.rank(), .local_size = ranks, .threads_per_rank = threads});
+      body(world, {.local_rank = world.rank(),
+                   .local_size = ranks,
+                   .host_id = host_id(),
+                   .threads_per_rank = threads});
     } catch (const SharedError& error) {
       // Which rank's error comes out of run_local_ranks is not said: print the right one here.
       if (error.report()) report_failure(std::current_exception());
@@ -133,7 +148,7 @@ void run_ranks(Session& session, int local_ranks, const Body& body) {
   if (started_by_mpi()) return run_mpi_ranks(session, body);
   if (local_ranks > 1) return run_thread_ranks(local_ranks, body);
   const std::unique_ptr<Communicator> world = make_self_communicator();
-  body(*world, {.threads_per_rank = share_of(own_cores(), 1)});
+  body(*world, {.host_id = host_id(), .threads_per_rank = share_of(own_cores(), 1)});
 }
 
 }  // namespace farspan::app

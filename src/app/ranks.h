@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <string>
 
 #include "app/command.h"
 #include "app/environment.h"
@@ -12,6 +13,7 @@ namespace farspan::app {
 struct RankEnvironment {
   int local_rank = 0;        // place among the ranks of this machine
   int local_size = 1;        // ranks on this machine
+  std::string host_id;       // tells machines apart, as NCCL does: NCCL_HOSTID where that is set
   int threads_per_rank = 1;  // OMP_NUM_THREADS if set, else cores / local_size, at least 1
 };
 

@@ -143,6 +143,8 @@ void run_training(Session& session, const TrainArguments& args) {
     options.resume_path = args.resume;
     options.threads = rank.threads_per_rank;
     options.ranks_on_machine = rank.local_size;
+    options.local_rank = rank.local_rank;
+    options.host_id = rank.host_id;
     options.quiet = args.quiet;
     options.profile = args.profile;
     options.version = version_text();

@@ -1,43 +1,17 @@
 #include "comm/nccl.h"
 
-#include <cuda_runtime.h>
-#include <nccl.h>
-
-#include <atomic>
-#include <chrono>
-#include <mutex>
-#include <thread>
 #include <utility>
 
-#include "comm/agree.h"
+#include "comm/nccl_connection.h"
 #include "comm/operation.h"
 #include "comm/schedule.h"
 
 namespace farspan {
 namespace {
 
-[[noreturn]] void fail(const std::string& reason, const char* call) {
-  throw Error(ExitCode::kCommunication,
-              {.what = fmt::format("NCCL: {}", reason),
-               .where = call,
-               .fix = "run with NCCL_DEBUG=INFO to see more; every rank needs a GPU of its own"});
-}
-
-void check(ncclResult_t status, const char* call) {
-  if (status == ncclSuccess) return;
-  const char* detail = ncclGetLastError(nullptr);
-  const bool more = detail != nullptr && *detail != '\0';
-  fail(fmt::format("{}{}{}", ncclGetErrorString(status), more ? ": " : "", more ? detail : ""),
-       call);
-}
-
-void check(cudaError_t status, const char* call) {
-  if (status == cudaSuccess) return;
-  (void)cudaGetLastError();  // else the next kernel's launch would report it
-  fail(cudaGetErrorString(status), call);
-}
-
-#define FARSPAN_NCCL(call) check((call), #call)
+using nccl::Connection;
+using nccl::Family;
+using nccl::Group;
 
 // What NCCL is asked for, once it is sure that NCCL does it rightly.
 struct Reduction {
@@ -70,136 +44,6 @@ struct Reduction {
 
 std::size_t count(const Tensor& t) { return static_cast<std::size_t>(t.numel()); }
 
-// CUDA lets both be destroyed while work that uses them is under way.
-class Event {
- public:
-  Event() { FARSPAN_NCCL(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  ~Event() { cudaEventDestroy(event_); }
-  // The work that `from` holds now comes before what `to` is given from now on.
-  void order(cudaStream_t from, cudaStream_t to) {
-    record(from);
-    before(to);
-  }
-  void record(cudaStream_t queue) { FARSPAN_NCCL(cudaEventRecord(event_, queue)); }
-  void before(cudaStream_t queue) { FARSPAN_NCCL(cudaStreamWaitEvent(queue, event_, 0)); }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
-
-class Queue {
- public:
-  Queue() { FARSPAN_NCCL(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
-  Queue(const Queue&) = delete;
-  Queue& operator=(const Queue&) = delete;
-  ~Queue() { cudaStreamDestroy(stream_); }
-  cudaStream_t get() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
-// Calls between ncclGroupStart and ncclGroupEnd are one operation. An exception must not leave this
-// thread inside the group.
-class Group {
- public:
-  Group() { FARSPAN_NCCL(ncclGroupStart()); }
-  Group(const Group&) = delete;
-  Group& operator=(const Group&) = delete;
-  ~Group() {
-    if (!ended_) ncclGroupEnd();
-  }
-  void end() {
-    ended_ = true;
-    FARSPAN_NCCL(ncclGroupEnd());
-  }
-
- private:
-  bool ended_ = false;
-};
-
-// One ncclComm_t: used by its rank's thread, aborted by any. Unless closed it is aborted in the
-// end, because closing waits for the other ranks to close theirs.
-class Channel {
- public:
-  Channel(int rank, int size, const ncclUniqueId& id) {
-    ncclComm_t comm = nullptr;
-    FARSPAN_NCCL(ncclCommInitRank(&comm, size, id, rank));
-    comm_ = comm;
-  }
-  Channel(const Channel&) = delete;
-  Channel& operator=(const Channel&) = delete;
-  ~Channel() { abort(); }
-
-  // Calls body(comm) while no other thread can free it. Throws when the communicator has failed.
-  template <typename Body>
-  void use(Body&& body) {
-    const std::lock_guard lock(calls_);
-    ncclComm_t comm = comm_.load();
-    if (comm == nullptr) fail("the communicator was aborted", "NCCL operation");
-    ncclResult_t state = ncclSuccess;
-    FARSPAN_NCCL(ncclCommGetAsyncError(comm, &state));
-    if (state != ncclInProgress) check(state, "ncclCommGetAsyncError");
-    body(comm);
-  }
-
-  void close() noexcept {
-    const std::lock_guard lock(calls_);
-    if (ncclComm_t comm = comm_.exchange(nullptr)) ncclCommDestroy(comm);
-  }
-
-  void abort() noexcept {
-    // Host calls of NCCL are short unless they wait for a rank that is gone. Then they end by this
-    // very abort, which NCCL allows beside them.
-    const std::unique_lock lock(calls_, std::chrono::seconds(2));
-    if (ncclComm_t comm = comm_.exchange(nullptr)) ncclCommAbort(comm);
-  }
-
- private:
-  std::timed_mutex calls_;
-  std::atomic<ncclComm_t> comm_{nullptr};
-};
-
-// All channels of one rank, the world's and those split from it: they fail together.
-class Family {
- public:
-  void add(const std::shared_ptr<Channel>& channel) {
-    const std::lock_guard lock(mutex_);
-    if (aborted_) fail("the job was aborted", "split");
-    std::erase_if(channels_, [](const auto& known) { return known.expired(); });
-    channels_.push_back(channel);
-  }
-
-  bool aborted() const { return aborted_.load(); }
-
-  void abort() noexcept {
-    std::vector<std::thread> threads;
-    {
-      const std::lock_guard lock(mutex_);
-      aborted_ = true;
-      // Side by side: a kernel of one may wait on this GPU for one of another.
-      for (const std::weak_ptr<Channel>& known : channels_)
-        if (auto channel = known.lock()) start(threads, std::move(channel));
-    }
-    for (std::thread& thread : threads) thread.join();
-  }
-
- private:
-  static void start(std::vector<std::thread>& threads, std::shared_ptr<Channel> channel) noexcept {
-    try {
-      threads.emplace_back([channel] { channel->abort(); });
-    } catch (const std::exception&) {  // no memory for a thread
-      channel->abort();
-    }
-  }
-
-  std::mutex mutex_;
-  std::vector<std::weak_ptr<Channel>> channels_;
-  std::atomic<bool> aborted_{false};
-};
-
 // An operation under way. Given up without wait(), which only an unwinding exception does, it takes
 // the rank's communicators with it: its kernel might wait for peers for ever, and with it whatever
 // frees memory of this GPU.
@@ -210,7 +54,7 @@ class InFlight {
   InFlight(const InFlight&) = delete;
   InFlight& operator=(const InFlight&) = delete;
   ~InFlight() {
-    if (!waited_) family_->abort();
+    if (!waited_) family_->abort("an operation was given up after an error of this rank");
   }
   void started_on(cudaStream_t queue) { done_.record(queue); }
   void wait() {
@@ -221,35 +65,9 @@ class InFlight {
  private:
   std::shared_ptr<Family> family_;
   cudaStream_t compute_;
-  Event done_;
+  nccl::Event done_;
   bool waited_ = false;
 };
-
-struct Connection {
-  int device = 0;
-  std::shared_ptr<Family> family;
-  std::shared_ptr<Channel> channel;
-  std::unique_ptr<Queue> queue;
-};
-
-// Collective over `bootstrap`.
-Connection connect(Communicator& bootstrap, int device, std::shared_ptr<Family> family) {
-  Connection made{.device = device, .family = std::move(family)};
-  ncclUniqueId id{};
-  together(bootstrap, [&] {
-    FARSPAN_NCCL(cudaSetDevice(device));
-    made.queue = std::make_unique<Queue>();
-    if (bootstrap.rank() == 0) FARSPAN_NCCL(ncclGetUniqueId(&id));
-  });
-  Stream host;
-  auto* const bytes = reinterpret_cast<std::uint8_t*>(&id);
-  bootstrap.broadcast(host_tensor(bytes, {static_cast<std::int64_t>(sizeof id)}), 0, host).wait();
-  together(bootstrap, [&] {
-    made.channel = std::make_shared<Channel>(bootstrap.rank(), bootstrap.size(), id);
-    made.family->add(made.channel);
-  });
-  return made;
-}
 
 class NcclCommunicator final : public Communicator {
  public:
@@ -270,16 +88,19 @@ class NcclCommunicator final : public Communicator {
 
   Pending exchange(std::span<const Message> sends, std::span<const Message> recvs,
                    Stream& stream) override {
+    if (on_host(stream)) return bootstrap_.exchange(sends, recvs, stream);
     return point_to_point({.kind = Collective::kExchange}, sends, recvs, stream);
   }
 
   Pending shift(const ShiftArgs& args, Stream& stream) override {
+    if (on_host(stream)) return bootstrap_.shift(args, stream);
     const auto peer = [&](int offset) { return ((rank() + offset) % size() + size()) % size(); };
     const Message send{peer(args.offset), args.send}, recv{peer(-args.offset), args.recv};
     return point_to_point({.kind = Collective::kShift}, {&send, 1}, {&recv, 1}, stream);
   }
 
   Pending all_reduce(Tensor buffer, ReduceOp op, Stream& stream) override {
+    if (on_host(stream)) return bootstrap_.all_reduce(buffer, op, stream);
     check_device(buffer);
     const Reduction how(buffer.dtype, op);
     return run({.local_bytes = buffer.bytes(), .kind = Collective::kAllReduce},
@@ -291,6 +112,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   Pending all_gather(Tensor in, Tensor out, Stream& stream) override {
+    if (on_host(stream)) return bootstrap_.all_gather(in, out, stream);
     check_device(in);
     check_device(out);
     FARSPAN_CHECK(in.dtype == out.dtype && out.numel() == in.numel() * size(),
@@ -304,6 +126,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   Pending reduce_scatter(Tensor in, Tensor out, ReduceOp op, Stream& stream) override {
+    if (on_host(stream)) return bootstrap_.reduce_scatter(in, out, op, stream);
     check_device(in);
     check_device(out);
     FARSPAN_CHECK(in.dtype == out.dtype && in.numel() == out.numel() * size(),
@@ -319,6 +142,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   Pending all_to_all(Tensor in, Tensor out, Stream& stream) override {
+    if (on_host(stream)) return bootstrap_.all_to_all(in, out, stream);
     check_device(in);
     check_device(out);
     FARSPAN_CHECK(in.bytes() == out.bytes() && in.numel() % size() == 0,
@@ -337,6 +161,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   Pending broadcast(Tensor buffer, int root, Stream& stream) override {
+    if (on_host(stream)) return bootstrap_.broadcast(buffer, root, stream);
     check_device(buffer);
     FARSPAN_CHECK(root >= 0 && root < size(), "broadcast from rank {} of {}", root, size());
     return run({.local_bytes = buffer.bytes(), .kind = Collective::kBroadcast},
@@ -366,8 +191,11 @@ class NcclCommunicator final : public Communicator {
   void abort(ExitCode code, std::string_view reason) noexcept override {
     // The other ranks first: NCCL's abort waits for this GPU's kernels to see it.
     bootstrap_.abort(code, reason);
-    connection_.family->abort();
+    connection_.family->abort(std::string("the job was ended") + (reason.empty() ? "" : ": ") +
+                              std::string(reason));
   }
+
+  bool failed() const override { return bootstrap_.failed() || connection_.family->aborted(); }
 
   CommCounters counters() const override { return ledger_.counters(); }
   void reset_counters() override { ledger_.reset_counters(); }
@@ -375,6 +203,9 @@ class NcclCommunicator final : public Communicator {
 
  private:
   cudaStream_t queue() const { return connection_.queue->get(); }
+
+  // A stream of the host: so are the tensors, which a host transport moves.
+  static bool on_host(const Stream& stream) { return stream.native_handle() == nullptr; }
 
   void check_device(const Tensor& t) const {
     FARSPAN_CHECK(t.empty() || t.device == (DeviceId{DeviceKind::kCuda, connection_.device}),
@@ -400,10 +231,10 @@ class NcclCommunicator final : public Communicator {
   template <typename Enqueue>
   Pending run(const Call& call, std::unique_ptr<Schedule> schedule, Stream& stream,
               Enqueue&& enqueue) {
+    connection_.family->check();
     auto* const compute = static_cast<cudaStream_t>(stream.native_handle());
-    FARSPAN_CHECK(compute != nullptr, "{} on a stream that is not CUDA's", name_of(call.kind));
     note(call);
-    Event().order(compute, queue());
+    nccl::Event().order(compute, queue());
     auto flight = std::make_shared<InFlight>(connection_.family, compute);
     connection_.channel->use(enqueue);
     count_bytes(call.kind, *schedule);
@@ -453,7 +284,7 @@ class NcclCommunicator final : public Communicator {
   void drain() {
     for (;;) {
       const cudaError_t status = cudaStreamQuery(queue());
-      if (status != cudaErrorNotReady) return check(status, "cudaStreamQuery");
+      if (status != cudaErrorNotReady) return nccl::check(status, "cudaStreamQuery");
       (void)cudaGetLastError();
       connection_.channel->use([](ncclComm_t) {});
       std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -461,7 +292,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Communicator> adopt(std::unique_ptr<Communicator> hosts) {
-    Connection made = connect(*hosts, connection_.device, connection_.family);
+    Connection made = nccl::connect(*hosts, connection_.device, connection_.family);
     Communicator& bootstrap = *hosts;
     return std::make_unique<NcclCommunicator>(bootstrap, std::move(hosts), std::move(made));
   }
@@ -477,9 +308,18 @@ class NcclCommunicator final : public Communicator {
 
 }  // namespace
 
+bool nccl_is_built() { return true; }
+
+std::string nccl_version() {
+  int version = 0;
+  FARSPAN_NCCL(ncclGetVersion(&version));
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator& bootstrap, int device) {
-  return std::make_unique<NcclCommunicator>(bootstrap, nullptr,
-                                            connect(bootstrap, device, std::make_shared<Family>()));
+  return std::make_unique<NcclCommunicator>(
+      bootstrap, nullptr,
+      nccl::connect(bootstrap, device, std::make_shared<nccl::Family>(bootstrap)));
 }
 
 }  // namespace farspan

@@ -14,6 +14,9 @@
 //   * Sums of bf16 would be rounded at every hop, and max and min of floating point would lose a
 //   NaN:
 //     both are refused (CHECK). Reduce in f32; for a maximum use integers.
+// Tensors of the host: operations on a host stream (one without a native handle) go over the
+// bootstrap, and are counted there.
+//
 // Byte counters count what the schedules of comm/schedule.h would send, as every transport does, so
 // that they equal a dry run's; NCCL itself may choose another algorithm.
 //
@@ -22,10 +25,15 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "comm/communicator.h"
 
 namespace farspan {
+
+// False where this build has no NCCL: then there is no version, and the third throws Error(kUsage).
+bool nccl_is_built();
+std::string nccl_version();  // "2.28.9"
 
 // Collective over `bootstrap`, which carries the unique id and must outlive the result (it also
 // serves barrier(), split() and abort()). `device`: index of this rank's GPU, one rank per GPU; it

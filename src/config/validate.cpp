@@ -87,6 +87,9 @@ void Validator::check_built() {
 }
 
 void Validator::check_device() {
+  if (config_.parallel().transport() == "nccl" && config_.device() != "cuda")
+    add("parallel.transport", "nccl moves tensors of GPUs, and device is " + config_.device(),
+        "use device: cuda, or leave parallel.transport out", {"device"});
   const std::vector<std::string> built = split_words(FARSPAN_BUILT_DEVICES, ',');
   if (std::find(built.begin(), built.end(), config_.device()) != built.end()) return;
   add("device", fmt::format("this build has no {} backend", config_.device()),

@@ -67,7 +67,9 @@ class CheckpointWriter {
   // error if it failed and that error was not yet delivered. An existing step_N is replaced in one
   // step once the new one is complete; until then the old one stands. Tensors must be covered
   // exactly once by the pieces of all ranks (checked: a gap or an overlap is a bug of the caller).
-  void save(std::int64_t step, std::vector<TensorPiece> pieces, const io::TrainState& state);
+  // The pieces are read on the writer's thread, once `ready` has returned there.
+  void save(std::int64_t step, std::vector<TensorPiece> pieces, const io::TrainState& state,
+            std::function<void()> ready = {});
   // The outcome of a finished save, once; nullopt while none is finished. Throws the error of a
   // failed save (a SharedError; disk full: kExhausted), the same code on every rank; earlier
   // checkpoints are intact and a later save may be tried. Not collective: ranks may see the end of

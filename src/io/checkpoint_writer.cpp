@@ -27,6 +27,7 @@ struct Job {
   std::int64_t step = 0;
   std::vector<TensorPiece> pieces;
   io::TrainState state;
+  std::function<void()> ready;
 };
 
 std::string utc_now() {
@@ -152,13 +153,14 @@ CheckpointWriter::~CheckpointWriter() {
 }
 
 void CheckpointWriter::save(std::int64_t step, std::vector<TensorPiece> pieces,
-                            const io::TrainState& state) {
+                            const io::TrainState& state, std::function<void()> ready) {
   FARSPAN_CHECK(step >= 0 && (!state.has_step() || state.step() == step), "step {} against {}",
                 step, state.step());
   std::unique_lock held(impl_->mutex);
   impl_->changed.wait(held, [&] { return !impl_->busy; });
   if (impl_->error) std::rethrow_exception(std::exchange(impl_->error, nullptr));
-  impl_->next = Job{.step = step, .pieces = std::move(pieces), .state = state};
+  impl_->next =
+      Job{.step = step, .pieces = std::move(pieces), .state = state, .ready = std::move(ready)};
   impl_->next->state.set_step(step);
   impl_->busy = true;
   impl_->changed.notify_all();
@@ -253,7 +255,10 @@ SaveOutcome CheckpointWriter::Impl::save(Job& job) {
     });
     point("begun");
     io::Manifest part;
-    phase([&] { part = io::write_shard(temporary, rank, job.pieces); });
+    phase([&] {
+      if (job.ready) job.ready();
+      part = io::write_shard(temporary, rank, job.pieces);
+    });
     point("shard_written");
     bytes = sum(part.shards(0).bytes());
     std::string mine = part.SerializeAsString();

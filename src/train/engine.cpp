@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 namespace farspan {
 namespace {
+
+constexpr std::size_t kMostUploads = 64;  // micro-batches whose tokens are on their way
 
 std::vector<OptimizerParameter> optimizer_parameters(ParameterStore& store) {
   std::vector<OptimizerParameter> out;
@@ -75,16 +78,17 @@ bool Engine::reserve(const PassMemory& memory) {
   const auto grow = [&](std::unique_ptr<Arena>& arena, std::size_t bytes) {
     if (bytes <= arena->capacity()) return;
     FARSPAN_CHECK(arena->used() == 0, "arena '{}' grows while in use", arena->name());
+    if (!grown) backend_.stream().synchronize();  // what it still works on goes
     const std::string name = arena->name();
     arena.reset();  // first: both together may not fit
     arena = std::make_unique<Arena>(backend_.device(), bytes, name);
     grown = true;
   };
-  backend_.stream().synchronize();
   grow(activations_, memory.activations);
   grow(scratch_, memory.scratch);
   grow(batch_, memory.batch);
   if (stash_ && memory.host > stash_->host().capacity()) {
+    if (!grown) backend_.stream().synchronize();
     stash_.reset();
     stash_ = std::make_unique<HostStash>(backend_.device(), memory.host);
     grown = true;
@@ -120,16 +124,37 @@ StepContext Engine::context(const MicroBatch& micro_batch) const {
           .deterministic = deterministic_};
 }
 
+// Each micro-batch of a step has memory of its own, so that the host runs ahead of the device;
+// after very many it waits for the first of them, which is long done.
+std::byte* Engine::upload_memory(std::size_t bytes) {
+  if (next_upload_ == uploads_.size() && uploads_.size() < kMostUploads) uploads_.emplace_back();
+  next_upload_ %= uploads_.size();
+  Upload& upload = uploads_[next_upload_];
+  if (upload.done == nullptr) upload.done = backend_.device().make_event();
+  upload.done->synchronize();
+  if (upload.host.bytes() < bytes) upload.host = backend_.device().allocate_host(bytes);
+  return upload.host.data();
+}
+
 TokenTensors Engine::upload(const MicroBatch& micro_batch) {
+  const std::size_t bytes = micro_batch.tokens.size() * sizeof(std::int32_t);
+  std::byte* pinned = has_queue() ? upload_memory(3 * bytes) : nullptr;
   const auto put = [&](const std::vector<std::int32_t>& host, std::string_view name) {
     const Tensor t = batch_->take(DType::kI32, {static_cast<std::int64_t>(host.size())}, name);
-    backend_.device().copy(t.data, reinterpret_cast<const std::byte*>(host.data()), t.bytes(),
-                           backend_.stream());
+    const auto* from = reinterpret_cast<const std::byte*>(host.data());
+    if (pinned != nullptr) {
+      FARSPAN_CHECK(t.bytes() == bytes, "{} has {} bytes", name, t.bytes());
+      if (bytes != 0) std::memcpy(pinned, from, bytes);
+      from = std::exchange(pinned, pinned + bytes);
+    }
+    backend_.device().copy(t.data, from, t.bytes(), backend_.stream());
     return t;
   };
-  return {.tokens = put(micro_batch.tokens, "batch.tokens"),
-          .labels = put(micro_batch.labels, "batch.labels"),
-          .positions = put(micro_batch.positions, "batch.positions")};
+  const TokenTensors tensors{.tokens = put(micro_batch.tokens, "batch.tokens"),
+                             .labels = put(micro_batch.labels, "batch.labels"),
+                             .positions = put(micro_batch.positions, "batch.positions")};
+  if (pinned != nullptr) uploads_[next_upload_++].done->record(backend_.stream());
+  return tensors;
 }
 
 void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
@@ -160,24 +185,44 @@ void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
     else
       mesh_.world().all_reduce(parameters_.flat_gradients(), ReduceOp::kSum, stream).wait();
   }
+  if (update_after_ != nullptr) std::exchange(update_after_, nullptr)->order_before(stream);
   auto section = trace_.section("optimizer");
   optimizer_->step(lr, losses.loss_sum, losses.valid_count, parameters_.flat_gradients(), backend_);
 }
 
-void Engine::read(Tensor device, void* host) const {
-  backend_.device().copy(static_cast<std::byte*>(host), device.data, device.bytes(),
-                         backend_.stream());
+void Engine::read(std::initializer_list<std::pair<Tensor, void*>> values) {
+  const auto copy = [&](const Tensor& from, std::byte* to) {
+    backend_.device().copy(to, from.data, from.bytes(), backend_.stream());
+  };
+  if (!has_queue()) {
+    for (const auto& [from, to] : values) copy(from, static_cast<std::byte*>(to));
+    return backend_.stream().synchronize();
+  }
+  std::size_t bytes = 0;
+  for (const auto& value : values) bytes += value.first.bytes();
+  if (results_.bytes() < bytes) results_ = backend_.device().allocate_host(bytes);
+  std::byte* at = results_.data();
+  for (const auto& value : values) {
+    copy(value.first, at);
+    at += value.first.bytes();
+  }
+  backend_.stream().synchronize();
+  next_upload_ = 0;  // all of them are there
+  at = results_.data();
+  for (const auto& [from, to] : values) {
+    std::memcpy(to, at, from.bytes());
+    at += from.bytes();
+  }
 }
 
 StepResult Engine::read_step() {
   std::array<double, kNumSums> sums{};
   StepResult r;
   const OptimizerScalars& scalars = optimizer_->scalars();
-  read(sums_, sums.data());
-  read(scalars.grad_norm, &r.grad_norm);
-  read(scalars.applied_steps, &r.applied_steps);
-  read(scalars.skipped_steps, &r.skipped_steps);
-  backend_.stream().synchronize();
+  read({{sums_, sums.data()},
+        {scalars.grad_norm, &r.grad_norm},
+        {scalars.applied_steps, &r.applied_steps},
+        {scalars.skipped_steps, &r.skipped_steps}});
   r.loss_sum = sums[kLoss];
   r.valid_tokens = sums[kValid];
   r.visible_pairs = sums[kPairs];
@@ -196,8 +241,7 @@ EvalResult Engine::read_evaluation() {
   std::array<double, 2> sums{};
   mesh_.world().all_reduce(eval_sums_, ReduceOp::kSum, backend_.stream()).wait();
   if (invariant_) invariant_->reduce_evaluation(mesh_.world());
-  read(eval_sums_, sums.data());
-  backend_.stream().synchronize();
+  read({{eval_sums_, sums.data()}});
   backend_.kernels().fill({.dst = eval_sums_, .value = 0}, backend_.stream());
   return {.loss_sum = sums[0], .valid_tokens = sums[1]};
 }

@@ -9,9 +9,11 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "config/run_config.pb.h"
@@ -84,6 +86,8 @@ class Engine {
   // back.
   void train_step(std::span<const MicroBatch> micro_batches, double lr, const HostFlags& flags);
   StepResult read_step();
+  // The next step's optimizer waits on the device for what `event` marks; it must live until then.
+  void update_after(Event& event) { update_after_ = &event; }
 
   // Adds a micro-batch's loss to the evaluation sums. Collective over the context ranks.
   void evaluate(const MicroBatch& micro_batch);
@@ -105,8 +109,17 @@ class Engine {
 
   // What the model runs a pass over this micro-batch with.
   StepContext context(const MicroBatch& micro_batch) const;
+  // Tokens on their way to the device, from memory that stays until they are there.
+  struct Upload {
+    Buffer host;
+    std::unique_ptr<Event> done;
+  };
   TokenTensors upload(const MicroBatch& micro_batch);
-  void read(Tensor device, void* host) const;
+  std::byte* upload_memory(std::size_t bytes);
+  // Brings tensors to the host, in turn, and waits for them: the only place where a step waits.
+  void read(std::initializer_list<std::pair<Tensor, void*>> values);
+  // False where the device works at once on the host's memory, or not at all (dry).
+  bool has_queue() const { return backend_.stream().native_handle() != nullptr; }
 
   Backend& backend_;
   const Mesh& mesh_;
@@ -126,6 +139,10 @@ class Engine {
   Tensor sums_;                               // (kNumSums) f64
   Tensor eval_sums_;                          // (2) f64: loss, valid
   std::unique_ptr<InvariantStep> invariant_;  // with parallel.invariant
+  std::vector<Upload> uploads_;               // in turn
+  std::size_t next_upload_ = 0;
+  Buffer results_;  // pinned
+  Event* update_after_ = nullptr;
 };
 
 // The mesh that a resolved configuration asks for. Collective over `world`.

@@ -26,6 +26,22 @@ constexpr std::array<MatmulShape, 2> kGpuShapes = {{{4096, 4096, 4096}, {8192, 8
 constexpr double kSecondsPerShape = 0.08;
 constexpr int kMinRuns = 2;
 
+// TFLOP/s, dense. NVIDIA's data sheets of A100 (2021), H100 (2024), H100 NVL, H200 (2024) and H200
+// NVL, which give twice these bf16 rates with sparsity. The first name that a device's contains.
+struct DataSheet {
+  std::string_view name;
+  double bf16, f32;
+};
+constexpr std::array<DataSheet, 9> kDataSheets = {{{"H200 NVL", 835.5, 60},
+                                                   {"H200", 989.4, 66.9},
+                                                   {"GH200", 989.4, 66.9},
+                                                   {"H100 NVL", 835.5, 60},
+                                                   {"H100 PCIe", 756, 51},
+                                                   {"H100", 989.4, 66.9},
+                                                   {"H800", 989.4, 66.9},
+                                                   {"A100", 312, 19.5},
+                                                   {"A800", 312, 19.5}}};
+
 // Seconds of the fastest of several products of this shape, after one that warms up.
 double fastest_matmul(Backend& backend, DType dtype, const MatmulShape& s) {
   Device& device = backend.device();
@@ -85,6 +101,23 @@ double FlopModel::per_token(std::int64_t sequence_length) const {
 
 std::string MatmulPeak::description() const {
   return fmt::format("peak {:.3g} TFLOP/s per rank ({})", flops_per_second / 1e12, how);
+}
+
+std::optional<MatmulPeak> data_sheet_peak(std::string_view device, DType dtype) {
+  if (device.find("MIG") != std::string_view::npos) return std::nullopt;
+  for (const DataSheet& sheet : kDataSheets) {
+    if (device.find(sheet.name) == std::string_view::npos) continue;
+    const double rate = dtype == DType::kBF16 ? sheet.bf16 : dtype == DType::kF32 ? sheet.f32 : 0;
+    if (rate == 0) return std::nullopt;
+    return MatmulPeak{.flops_per_second = rate * 1e12,
+                      .how = fmt::format("data sheet: dense {} of {}", name_of(dtype), device)};
+  }
+  return std::nullopt;
+}
+
+MatmulPeak matmul_peak(Backend& backend, DType dtype) {
+  if (const auto known = data_sheet_peak(backend.device().name(), dtype)) return *known;
+  return measure_matmul_peak(backend, dtype);
 }
 
 MatmulPeak measure_matmul_peak(Backend& backend, DType dtype) {

@@ -17,8 +17,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "config/run_config.pb.h"
 #include "kernels/backend.h"
@@ -50,10 +52,18 @@ class FlopModel {
 
 struct MatmulPeak {
   double flops_per_second = 0;
-  std::string how;  // "measured: bf16 matmul 1024x1024x1024"
+  std::string
+      how;  // "measured: bf16 matmul 1024x1024x1024", "data sheet: dense bf16 of NVIDIA H200"
   // "peak 0.95 TFLOP/s per rank (measured: bf16 matmul 1024x1024x1024)"
   std::string description() const;
 };
+
+// The dense rate, without sparsity, that NVIDIA's data sheet gives for tensor cores (bf16) or for
+// IEEE f32; nullopt for a device that is not known, or a part of one. `device`: Device::name().
+std::optional<MatmulPeak> data_sheet_peak(std::string_view device, DType dtype);
+
+// What MFU refers to: the data sheet's rate where the device is known, else measured.
+MatmulPeak matmul_peak(Backend& backend, DType dtype);
 
 // The best rate that a matmul (C = A B^T, f32 accumulation) reaches on this backend as it is now:
 // this rank's threads, while the other ranks measure too (the caller starts them together). Takes

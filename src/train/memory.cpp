@@ -1,6 +1,7 @@
 #include "train/memory.h"
 
 #include <fstream>
+#include <optional>
 #include <string>
 
 #include "core/error.h"
@@ -62,6 +63,25 @@ void check_memory(const DryRunReport& report, const config::RunConfig& config,
                              ranks_on_machine, size_text(each), gpu ? " beside their GPUs" : "",
                              size_text(needed), size_text(*available)),
          .fix = gpu ? kHostAdvice : kAdvice});
+}
+
+DeviceLimit free_device_memory(const config::RunConfig& config, const Device& device,
+                               int ranks_on_device) {
+  const std::optional<DeviceMemory> memory = device.memory();
+  if (config.device_memory() > 0 || !memory) return {};
+  const std::size_t each = memory->free / static_cast<std::size_t>(ranks_on_device);
+  return {.bytes = each,
+          .text = fmt::format(
+              "its GPU has {} free of {}{}", size_text(memory->free), size_text(memory->total),
+              ranks_on_device == 1 ? "" : fmt::format(", for {} ranks", ranks_on_device))};
+}
+
+void check_limit(std::size_t device_bytes, const DeviceLimit& limit) {
+  if (limit.bytes == 0 || device_bytes <= limit.bytes) return;
+  throw Error(ExitCode::kDoesNotFit,
+              {.what = fmt::format("a rank needs {} and {}", size_text(device_bytes), limit.text),
+               .where = "device_memory: auto",
+               .fix = kAdvice});
 }
 
 void check_growth(std::size_t device_bytes, const config::RunConfig& config) {

@@ -32,7 +32,11 @@ void check_shape(const io::TensorEntry& entry, const Parameter& p, const std::st
 }  // namespace
 
 Snapshot::Snapshot(Engine& engine, const Communicator& world)
-    : rank_(world.rank()), size_(world.size()) {
+    : rank_(world.rank()),
+      size_(world.size()),
+      copies_(engine.backend().device().make_stream()),
+      begun_(engine.backend().device().make_event()),
+      done_(engine.backend().device().make_event()) {
   std::int64_t elements = 0;
   for (const Parameter& p : engine.parameters().parameters()) {
     const Share share = share_of(p.numel());
@@ -48,13 +52,15 @@ Snapshot::Share Snapshot::share_of(std::int64_t numel) const {
 std::vector<TensorPiece> Snapshot::take(Engine& engine) {
   std::vector<TensorPiece> pieces;
   std::byte* next = buffer_.data();
+  begun_->record(engine.backend().stream());
+  begun_->order_before(*copies_);
   for (const Parameter& p : engine.parameters().parameters()) {
     const Share share = share_of(p.numel());
     const std::int64_t count = share.end - share.begin;
     if (count == 0) continue;
     for (const Named& t : tensors_of(p)) {
       const Tensor from = t.tensor.view({p.numel()}).rows(share.begin, count);
-      engine.backend().device().copy(next, from.data, from.bytes(), engine.backend().stream());
+      engine.backend().device().copy(next, from.data, from.bytes(), *copies_);
       pieces.push_back({.name = t.name,
                         .global_shape = p.shape,
                         .offset = share.begin,
@@ -62,7 +68,8 @@ std::vector<TensorPiece> Snapshot::take(Engine& engine) {
       next += from.bytes();
     }
   }
-  engine.backend().stream().synchronize();
+  done_->record(*copies_);
+  engine.update_after(*done_);
   return pieces;
 }
 

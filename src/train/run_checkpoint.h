@@ -1,7 +1,8 @@
 // Between the engine's device tensors and checkpoint files.
 //
 //   Snapshot snapshot(engine, world);                    // once
-//   writer.save(step, snapshot.take(engine), state);     // copies this rank's share to the host
+//   auto pieces = snapshot.take(engine);                 // starts copying this rank's share
+//   writer.save(step, pieces, state, [&] { snapshot.wait(); });
 //   restore(engine, CheckpointReader(path));             // any number of ranks
 #pragma once
 
@@ -17,9 +18,12 @@ class Snapshot {
  public:
   Snapshot(Engine& engine, const Communicator& world);
 
-  // Copies the device's present state. The pieces point into this object, which must not take again
-  // before the save that uses them has ended.
+  // Copies the device's present state, beside what the engine does next: its following step updates
+  // nothing before the copies are done. The pieces point into this object, which must not take
+  // again before the save that uses them has ended, and hold the state once wait() has returned.
   std::vector<TensorPiece> take(Engine& engine);
+  // From any thread.
+  void wait() { done_->synchronize(); }
   std::size_t bytes() const { return buffer_.bytes(); }
 
  private:
@@ -30,6 +34,8 @@ class Snapshot {
 
   int rank_, size_;
   Buffer buffer_;
+  std::unique_ptr<Stream> copies_;
+  std::unique_ptr<Event> begun_, done_;
 };
 
 // Masters, moments and step counters from a checkpoint; the compute copies follow. Throws

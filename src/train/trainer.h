@@ -28,6 +28,8 @@ struct TrainOptions {
   std::filesystem::path resume_path{};
   int threads = 1;           // CPU threads of this rank
   int ranks_on_machine = 1;  // that share its memory
+  int local_rank = 0;        // place among them: takes the GPU of this number, modulo those visible
+  std::string host_id{};     // tells machines apart, as NCCL does
   bool quiet = false;        // console shows warnings and errors only
   bool profile = false;      // print where the time went at the end
   std::string version{};     // of this build; ranks must agree on it

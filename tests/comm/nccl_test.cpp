@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "comm/agree.h"
 #include "comm/factory.h"
 #include "kernels/cuda/cuda_device.h"
 
@@ -34,6 +35,7 @@ class Nccl : public ::testing::Test {
   int size() const { return world_->size(); }
   Communicator& world() { return *world_; }
   Stream& stream() { return *stream_; }
+  Device& device() { return *device_; }
 
   template <typename T>
   Tensor put(const std::vector<T>& values) {
@@ -180,6 +182,53 @@ TEST_F(Nccl, CountsAsADryRunDoes) {
   EXPECT_EQ(world().last_operation().rfind("all_to_all #6", 0), 0u) << world().last_operation();
   world().reset_counters();
   EXPECT_EQ(world().counters().total_bytes(), 0);
+}
+
+// The trainer tells small values of the host over whatever communicator it has.
+TEST_F(Nccl, TensorsOfTheHostGoOverTheBootstrap) {
+  Stream host;
+  std::int64_t value = rank();
+  world().all_reduce(host_tensor(&value, {1}), ReduceOp::kSum, host).wait();
+  EXPECT_EQ(value, size() * (size() - 1) / 2);
+  const Tensor x = put(ramp(1000, rank()));
+  Pending under_way = world().all_reduce(x, ReduceOp::kSum, stream());
+  world().broadcast(host_tensor(&value, {1}), 0, host).wait();
+  std::vector<std::int64_t> all(static_cast<std::size_t>(size()));
+  value = 10 + rank();
+  world().all_gather(host_tensor(&value, {1}), host_tensor(all.data(), {size()}), host).wait();
+  for (int r = 0; r < size(); ++r) EXPECT_EQ(all[static_cast<std::size_t>(r)], 10 + r);
+  agree_on(world(), "configuration", "the same");
+  under_way.wait();
+  EXPECT_EQ(get<float>(x)[0], static_cast<float>(size() * (size() - 1) / 2));
+}
+
+// Ranks of one GPU stage; both transports over the same hosts, one after the other and mixed.
+TEST_F(Nccl, BesideAStagedCommunicator) {
+  const auto staged = make_staged_communicator(*hosts, device());
+  const Tensor x = put(ramp(5000, rank())), y = put(ramp(5000, rank()));
+  Pending a = world().all_reduce(x, ReduceOp::kSum, stream());
+  Pending b = staged->all_reduce(y, ReduceOp::kSum, stream());
+  b.wait();
+  a.wait();
+  EXPECT_EQ(get<float>(x), get<float>(y));  // whole numbers: exact in any order
+}
+
+// After an abort the rank's next call says why, and nothing is left on the GPU.
+TEST_F(Nccl, SaysWhyItWasAborted) {
+  if (size() > 1) GTEST_SKIP() << "an abort ends an MPI job";
+  const auto self = make_self_communicator();
+  const auto own = make_nccl_communicator(*self, device().id().index);
+  EXPECT_FALSE(own->failed());
+  own->abort(ExitCode::kCommunication, "enough");
+  EXPECT_TRUE(own->failed());
+  const Tensor x = put(ramp(10, 0));
+  try {
+    own->all_reduce(x, ReduceOp::kSum, stream()).wait();
+    FAIL() << "no error";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::kCommunication);
+    EXPECT_NE(std::string(e.what()).find("enough"), std::string::npos) << e.what();
+  }
 }
 
 // Every rank waits for a message that nobody sends. The kernels end when their Pendings unwind.

@@ -139,7 +139,7 @@ class AsyncEvent final : public Event {
   std::shared_ptr<Mark> mark_;
 };
 
-class AsyncDevice final : public Device {
+class AsyncDevice : public Device {
  public:
   explicit AsyncDevice(std::uint64_t seed = 1, int index = 0) : seed_(seed), index_(index) {}
 

@@ -1,7 +1,9 @@
 // Optimizer steps on P thread ranks, with everything that tests compare.
 #pragma once
 
+#include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <string>
@@ -51,20 +53,34 @@ struct EngineRun {
   std::map<std::string, std::vector<float>> weights;    // after it
 };
 
+// Makes a rank's backend. Device tensors of what is not the CPU are staged between ranks.
+using MakeBackend = std::function<std::unique_ptr<Backend>(int rank)>;
+
+inline std::vector<float> values_of(Engine& engine, const Tensor& t) {
+  std::vector<float> out(static_cast<std::size_t>(t.numel()));
+  FARSPAN_CHECK(t.dtype == DType::kF32, "{}", t.to_string());
+  engine.backend().device().copy(reinterpret_cast<std::byte*>(out.data()), t.data, t.bytes(),
+                                 engine.backend().stream());
+  engine.backend().stream().synchronize();
+  return out;
+}
+
 // Runs config.train.steps optimizer steps on the mesh of `config`; step s trains on the sequences
 // of random_batch(1000 + s). Micro-batches and ranks share out the same sequences whatever the
-// mesh.
-inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longest = 30,
-                            int num_threads = 1, DeviceKind device = DeviceKind::kCpu) {
+// mesh. `after_step` is called on every rank.
+inline EngineRun run_engine_on(
+    const config::RunConfig& config, const MakeBackend& make, std::int64_t longest = 30,
+    const std::function<void(Engine&, Communicator&, std::int64_t)>& after_step = {}) {
   EngineRun out;
   const int data = static_cast<int>(config.parallel().data());
   const int context = static_cast<int>(config.parallel().context());
   const auto& train = config.train();
   run_local_ranks(data * context, [&](Communicator& hosts) {
-    const auto backend = make_backend({.kind = device, .num_threads = num_threads});
-    const auto staged =
-        device == DeviceKind::kCuda ? make_staged_communicator(hosts, backend->device()) : nullptr;
-    Communicator& world = staged ? *staged : hosts;
+    const auto backend = make(hosts.rank());
+    std::unique_ptr<Communicator> devices;
+    if (backend->device().id().kind != DeviceKind::kCpu)
+      devices = make_staged_communicator(hosts, backend->device());
+    Communicator& world = devices ? *devices : hosts;
     const Mesh mesh = make_mesh(config, world);
     Trace trace;
     const ArenaSizes sizes = dry_run(config, world.rank(), world.size()).sizes;
@@ -97,20 +113,22 @@ inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longes
       engine.train_step(mine, 1e-2, {});
       const StepResult r = engine.read_step();
       if (world.rank() == 0) out.steps.push_back({r.loss(), r.grad_norm, r.valid_tokens});
+      if (after_step) after_step(engine, hosts, s);
     }
     if (world.rank() != 0) return;
-    const auto read = [&](const Tensor& t, std::vector<float>& host) {
-      host.resize(static_cast<std::size_t>(t.numel()));
-      backend->device().copy(reinterpret_cast<std::byte*>(host.data()), t.data, t.bytes(),
-                             backend->stream());
-    };
     for (const Parameter& p : engine.parameters().parameters()) {
-      read(p.grad, out.gradients[p.name]);
-      read(p.master, out.weights[p.name]);
+      out.gradients[p.name] = values_of(engine, p.grad);
+      out.weights[p.name] = values_of(engine, p.master);
     }
-    backend->stream().synchronize();
   });
   return out;
+}
+
+inline EngineRun run_engine(const config::RunConfig& config, std::int64_t longest = 30,
+                            int num_threads = 1, DeviceKind device = DeviceKind::kCpu) {
+  return run_engine_on(
+      config, [&](int) { return make_backend({.kind = device, .num_threads = num_threads}); },
+      longest);
 }
 
 inline double relative_l2(const std::vector<float>& a, const std::vector<float>& b) {

@@ -1,0 +1,187 @@
+#include <algorithm>
+#include <fstream>
+
+#include "comm/agree.h"
+#include "config/load.h"
+#include "config/validate.h"
+#include "train/auto_sharding.h"
+#include "train/device_overhead.h"
+#include "train/dry_run.h"
+#include "train/training_run.h"
+
+namespace farspan {
+
+namespace fs = std::filesystem;
+
+void TrainingRun::prepare() {
+  agree_on(world_, "configuration", to_yaml(config_));
+  agree_on(world_, "version of farspan", options_.version);
+  together(world_, [&] { make_device(); });  // first: without it nothing else is worth a look
+  together(world_, [&] {
+    if (lead_) open_folder();
+  });
+  together(world_, [&] { data_.emplace(config_); });
+  choose();
+  connect();
+  allocate();
+  const std::optional<fs::path> checkpoint = choose_checkpoint();
+  together(world_, [&] { load(checkpoint); });
+  CheckpointWriter::Options writer{.folder = folder_ / "checkpoints"};
+  writer.keep_last = static_cast<int>(config_.checkpoint().keep_last());
+  writer.keep_every = config_.checkpoint().keep_every();
+  writer.config_yaml = to_yaml(config_);
+  writer.code_version = options_.version;
+  if (step_ >= steps_) return;
+  saver_ = std::make_unique<RunSaver>(world_, std::move(writer), log_);
+  // Only now: the writer holds the folder's lock, so these are no other run's that still goes on.
+  together(world_, [&] {
+    if (lead_ && options_.resume != TrainOptions::Resume::kAuto)
+      set_aside_checkpoints_after(folder_ / "checkpoints", checkpoint ? step_ : -1, log_);
+  });
+  saver_->prepare(*engine_);
+  log_.info("{}", peak_.description());
+  together(world_, [&] {
+    if (lead_) open_reports();
+  });
+}
+
+void TrainingRun::make_device() {
+  const DeviceKind kind = config_.device() == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;
+  backend_ = make_backend({.kind = kind,
+                           .device_index = options_.local_rank % std::max(1, num_devices(kind)),
+                           .num_threads = options_.threads,
+                           .attention_kernel = attention_kernel(config_)});
+}
+
+// The ranks as a grid, over what moves their tensors.
+void TrainingRun::connect() {
+  transport_ = connect_devices(config_, world_, backend_->device(), options_.host_id);
+  reach_.add(transport_.devices.get());
+  mesh_.emplace(make_mesh(config_, transport_.world(world_)));
+  if (!transport_.description.empty()) log_.info("{}", transport_.description);
+  world_.barrier();  // all ranks of a device have started on it: the rest of its memory is free
+  limit_ = free_device_memory(config_, backend_->device(), transport_.ranks_on_device);
+  world_.barrier();
+}
+
+void TrainingRun::open_folder() {
+  std::error_code ec;
+  fs::create_directories(folder_, ec);
+  const fs::path probe = folder_ / ".writable";
+  const bool writable = !ec && std::ofstream(probe).put('x').flush().good();
+  fs::remove(probe, ec);
+  if (!writable)
+    throw Error(ExitCode::kUsage, {.what = "cannot write into the run's folder",
+                                   .where = folder_.string(),
+                                   .fix = "choose a writable output_dir, or free disk space"});
+  log_.attach_file(folder_ / "run.log");
+}
+
+// What the configuration leaves to the data, before anything depends on it.
+void TrainingRun::choose() {
+  std::string why;
+  together(world_, [&] {
+    if (sharding_is_automatic(config_)) why = choose_sharding(config_, data_->first_batch());
+  });
+  if (why.empty()) return;
+  agree_on(world_, "choice of layout and strategy", why);
+  log_.info("{}", why);
+}
+
+void TrainingRun::allocate() {
+  const DryRunReport report = dry_run(config_, world_.rank(), world_.size());
+  parameters_ = report.parameters;
+  overhead_bytes_ = report.overhead_bytes();
+  for (const MemoryItem& item : device_overhead(config_)) present_bytes_ += item.bytes;
+  together(world_, [&] {
+    check_memory(report, config_, options_.ranks_on_machine);
+    check_limit(report.device_bytes() - present_bytes_, limit_);
+  });
+  together(world_, [&] { data_->cut_for(config_, *mesh_, report.sizes); });
+  // Before the engine takes its memory, which leaves no room for this. All ranks at once, as they
+  // will compute.
+  world_.barrier();
+  peak_ = matmul_peak(*backend_, compute_dtype(config_));
+  together(world_, [&] {
+    engine_ = std::make_unique<Engine>(config_, *backend_, *mesh_, report.sizes, trace_);
+  });
+  log_.info("{}: {:.2f}M parameters, {} ranks (data {} x context {}), {:.1f} MiB per rank",
+            config_.name(), static_cast<double>(report.parameters) / 1e6, world_.size(),
+            mesh_->data_size(), mesh_->context_size(),
+            static_cast<double>(report.total_bytes()) / (1 << 20));
+  log_.info("{}", backend_->description());
+  log_.info("{}", schedule_.description());
+}
+
+// Rank 0 looks; the others hear which step.
+std::optional<fs::path> TrainingRun::choose_checkpoint() {
+  const fs::path checkpoints = folder_ / "checkpoints";
+  if (options_.resume == TrainOptions::Resume::kPath) return options_.resume_path;
+  std::int64_t step = -1;
+  fs::path found;
+  together(world_, [&] {
+    if (!lead_) return;
+    if (options_.resume == TrainOptions::Resume::kNever) return;
+    if (const auto latest = find_latest_checkpoint(checkpoints, log_)) {
+      found = *latest;
+      step = CheckpointReader(found, false).manifest().step();
+    } else if (!list_checkpoints(checkpoints).empty()) {
+      // Starting anew would overwrite them and the metrics: not without being asked.
+      throw Error(ExitCode::kBadData,
+                  {.what = "the run has checkpoints, and none of them verifies",
+                   .where = checkpoints.string(),
+                   .fix = "restore one from a copy (the warnings above name what is damaged), or "
+                          "start anew with --resume never, which sets them aside"});
+    }
+  });
+  world_.broadcast(host_tensor(&step, {1}), 0, backend_->stream()).wait();
+  if (step < 0) return std::nullopt;
+  for (const CheckpointFolder& folder : list_checkpoints(checkpoints))
+    if (folder.step == step) return folder.path;
+  throw Error(
+      ExitCode::kBadData,
+      {.what = fmt::format("rank {} does not see the checkpoint of step {}", world_.rank(), step),
+       .where = checkpoints.string(),
+       .fix = "put output_dir on a file system that all machines share"});
+}
+
+void TrainingRun::load(const std::optional<fs::path>& checkpoint) {
+  if (!checkpoint) {
+    engine_->initialize();
+    return;
+  }
+  const CheckpointReader reader(*checkpoint);
+  check_compatible(reader.manifest(), *checkpoint);
+  restore(*engine_, reader);
+  const io::TrainState& state = reader.manifest().state();
+  step_ = state.step();
+  tokens_ = state.tokens();
+  resumed_from_ = *checkpoint;
+  skipped_ = state.skipped_steps();
+  log_.info("resuming from {} (step {}, {} tokens)", checkpoint->string(), step_, tokens_);
+}
+
+void TrainingRun::check_compatible(const io::Manifest& manifest, const fs::path& checkpoint) const {
+  const LoadedConfig saved =
+      parse_config(manifest.config_yaml(), (checkpoint / "manifest.pb").string(), {});
+  std::vector<std::string> conflicts = resume_conflicts(saved.config, config_);
+  if (manifest.state().data_fingerprint() != data_->fingerprint())
+    conflicts.push_back("data.train: the token stores hold other text than when the run began");
+  if (conflicts.empty()) return;
+  std::string what =
+      "this configuration cannot continue the run: it differs in what must not change";
+  for (const std::string& c : conflicts) what += "\n    " + c;
+  throw Error(ExitCode::kUsage,
+              {.what = what,
+               .where = checkpoint.string(),
+               .fix = "restore these keys, choose another output_dir, or start anew with --resume "
+                      "never"});
+}
+
+void TrainingRun::open_reports() {
+  replace_file(folder_ / "config.resolved.yaml", to_yaml(config_));
+  reports_ = std::make_unique<RunReports>(config_, folder_, step_, options_.quiet);
+  log_.before_console([this] { reports_->erase_bar(); });
+}
+
+}  // namespace farspan
