@@ -49,6 +49,8 @@ inline constexpr std::string_view kReplacedByInvariant = "parallel.invariant, in
 void check_attention(Rules& rules);
 // parallel.attention_kernel and parallel.deterministic.
 void check_attention_kernel(Rules& rules);
+// train.cuda_graphs.
+void check_graphs(Rules& rules);
 
 // Divisors of n, ascending (n below 2^40).
 std::vector<std::int64_t> divisors_of(std::int64_t n);

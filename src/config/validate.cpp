@@ -119,6 +119,7 @@ void Validator::check_model() {
   check_heads();
   check_attention(*this);
   check_attention_kernel(*this);
+  check_graphs(*this);
 }
 
 void Validator::check_heads() {

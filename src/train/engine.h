@@ -20,6 +20,7 @@
 #include "parallel/mesh.h"
 #include "train/invariant_step.h"
 #include "train/micro_batch.h"
+#include "train/pass_graphs.h"
 
 namespace farspan {
 
@@ -97,6 +98,7 @@ class Engine {
   DType compute() const { return compute_; }
   // Those on the device, and where activations are offloaded that in host memory, last.
   std::vector<const Arena*> arenas() const;
+  const PassGraphs& graphs() const { return graphs_; }
 
  private:
   // (kNumSums) f64 on the device: what a step sums over ranks besides gradients.
@@ -106,6 +108,8 @@ class Engine {
   // What the model runs a pass over this micro-batch with.
   StepContext context(const MicroBatch& micro_batch) const;
   TokenTensors upload(const MicroBatch& micro_batch);
+  // As a graph where train.cuda_graphs, the device and the pass allow it.
+  void run_pass(const MicroBatch& micro_batch, const LossSums& losses);
   void read(Tensor device, void* host) const;
 
   Backend& backend_;
@@ -114,6 +118,7 @@ class Engine {
   DType compute_;
   RecomputePolicy policy_;
   std::int64_t token_tile_;
+  PassGraphs graphs_;
   std::uint64_t seed_;
   bool deterministic_;
   Arena weights_, gradients_, optimizer_states_;

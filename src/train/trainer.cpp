@@ -153,6 +153,9 @@ class Trainer {
     overhead_bytes_ = report.overhead_bytes();
     together(world_, [&] { check_memory(report, config_, options_.ranks_on_machine); });
     together(world_, [&] { data_->cut_for(config_, *mesh_, report.sizes); });
+    // A graph is one call: its modules could not be told apart.
+    if (options_.profile && config_.train().cuda_graphs() == "auto")
+      config_.mutable_train()->set_cuda_graphs("off");
     together(world_, [&] {
       backend_ =
           make_backend({.kind = config_.device() == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu,
@@ -166,6 +169,7 @@ class Trainer {
     peak_ = measure_matmul_peak(*backend_, compute_dtype(config_));
     together(world_, [&] {
       engine_ = std::make_unique<Engine>(config_, *backend_, *mesh_, report.sizes, trace_);
+      trace_.attach(backend_->make_trace_sink(options_.profile));
     });
     log_.info("{}: {:.2f}M parameters, {} ranks (data {} x context {}), {:.1f} MiB per rank",
               config_.name(), static_cast<double>(report.parameters) / 1e6, world_.size(),
@@ -277,7 +281,12 @@ class Trainer {
                         {.stop_requested = options_.stop_requested && options_.stop_requested(),
                          .save_failed = save_failed()});
     const StepResult result = engine_->read_step();
+    trace_.collect();
     ++step_;
+    if (const std::string& why = engine_->graphs().refusal(); !why.empty() && !told_of_graphs_) {
+      log_.info("passes are not started as graphs: {}", why);
+      told_of_graphs_ = true;
+    }
     tokens_ += config_.train().batch_tokens();
     guard(result);
     for (const std::string& note : backend_->take_notes()) log_.info("{}", note);
@@ -307,7 +316,9 @@ class Trainer {
 
   double exposed_seconds() const {
     const auto it = trace_.sums().find("attention.exposed");
-    return it == trace_.sums().end() ? 0.0 : it->second.seconds;
+    if (it == trace_.sums().end()) return 0.0;
+    // The host waits where ranks exchange through it, the device's queue where they do not.
+    return std::max(it->second.seconds, it->second.device_seconds);
   }
 
   std::int64_t ring_bytes_sent() const {
@@ -491,10 +502,22 @@ class Trainer {
   void print_profile() {
     if (!lead_) return;
     const double total = seconds_since(begin_);
-    log_.info("where the time went on rank 0 ({:.1f} s in all):", total);
-    for (const auto& [name, sum] : trace_.sums())
-      log_.info("  {:<24} {:>9.3f} s  {:>5.1f}%  {} times", name, sum.seconds,
-                100 * sum.seconds / total, sum.calls);
+    bool device = false;
+    for (const auto& [name, sum] : trace_.sums()) device |= sum.device_seconds > 0;
+    // Sections nest: an outer one's time holds that of its inner ones.
+    log_.info("where the time went on rank 0 ({:.1f} s in all){}:", total,
+              device ? "; host: to enqueue the work, device: to do it" : "");
+    for (const auto& [name, sum] : trace_.sums()) {
+      std::string row = fmt::format("  {:<26} {:>9.3f} s  {:>5.1f}%", name, sum.seconds,
+                                    100 * sum.seconds / total);
+      if (device)
+        row += fmt::format("  device {:>9.3f} s  {:>5.1f}%", sum.device_seconds,
+                           100 * sum.device_seconds / total);
+      log_.info("{}  {} times", row, sum.calls);
+    }
+    if (engine_->graphs().started() > 0)
+      log_.info("{} passes were started as graphs, of {} recorded", engine_->graphs().started(),
+                engine_->graphs().recorded());
     log_.info("memory in use at its peak, by arena (a dry run predicts the same):");
     for (const Arena* arena : engine_->arenas())
       log_.info("  {:<24} {:>12} bytes", arena->name(), arena->high_water());
@@ -532,6 +555,7 @@ class Trainer {
   std::unique_ptr<CheckpointWriter> writer_;
   std::exception_ptr save_error_;
   MatmulPeak peak_;
+  bool told_of_graphs_ = false;
   std::int64_t parameters_ = 0;
   std::size_t overhead_bytes_ = 0;  // of the device, beside the arenas
   std::int64_t step_ = 0;

@@ -10,8 +10,9 @@
 
 struct CUstream_st {
   std::deque<farspan::simt::Work> queue;
-  bool busy = false;       // with a callback
-  bool destroyed = false;  // goes when empty
+  bool busy = false;                                             // with a callback
+  bool destroyed = false;                                        // goes when empty
+  std::unique_ptr<std::vector<farspan::simt::Work>> captured{};  // while capturing
 };
 
 namespace farspan::simt {
@@ -65,8 +66,29 @@ void Runtime::rethrow_kept() {
 void Runtime::enqueue(CUstream_st* stream, Work work) {
   Lock lock(mutex_);
   rethrow_kept();
-  checked(stream)->queue.push_back(std::move(work));
+  CUstream_st* const known = checked(stream);
+  if (known->captured) {
+    known->captured->push_back(std::move(work));
+    return;
+  }
+  known->queue.push_back(std::move(work));
   if (disorder_.one_in(8)) some_work(lock, 4);
+}
+
+void Runtime::begin_capture(CUstream_st* stream) {
+  const Lock lock(mutex_);
+  checked(stream)->captured = std::make_unique<std::vector<Work>>();
+}
+
+std::vector<Work> Runtime::end_capture(CUstream_st* stream) {
+  const Lock lock(mutex_);
+  const auto captured = std::move(checked(stream)->captured);
+  return captured ? std::move(*captured) : std::vector<Work>{};
+}
+
+bool Runtime::is_capturing(CUstream_st* stream) {
+  const Lock lock(mutex_);
+  return checked(stream)->captured != nullptr;
 }
 
 std::shared_ptr<Mark> Runtime::mark(CUstream_st* stream) {

@@ -47,6 +47,13 @@ class Runtime {
   CUstream_st* make_stream();
   void destroy_stream(CUstream_st* stream);  // its work is still done
   void enqueue(CUstream_st* stream, Work work);
+  // Capture: work given to the stream from now on is kept instead, and end_capture() hands it out,
+  // to be given again as often as one likes. The calls of the capturing host thread that CUDA
+  // allows only outside are refused by the interface (runtime_api.cpp), events among them: a
+  // capture here is of one stream.
+  void begin_capture(CUstream_st* stream);
+  std::vector<Work> end_capture(CUstream_st* stream);
+  bool is_capturing(CUstream_st* stream);
   // The mark of all work that the stream holds now.
   std::shared_ptr<Mark> mark(CUstream_st* stream);
 

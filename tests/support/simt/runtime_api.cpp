@@ -22,13 +22,27 @@ struct CUevent_st {
   std::chrono::steady_clock::time_point recorded{};
 };
 
+struct CUgraph_st {
+  std::vector<farspan::simt::Work> work;
+};
+struct CUgraphExec_st {
+  std::vector<farspan::simt::Work> work;
+};
+
 namespace {
 
 thread_local cudaError_t last_error = cudaSuccess;
+thread_local bool capturing = false, capture_is_valid = true;
 
 cudaError_t result(cudaError_t error) {
   if (error != cudaSuccess && error != cudaErrorNotReady) last_error = error;
   return error;
+}
+
+// For what a capture cannot hold: makes it invalid.
+bool refused_by_capture() {
+  if (capturing) capture_is_valid = false;
+  return capturing;
 }
 
 // Whether `bytes` at the address may be copied: memory that is not ours is not known.
@@ -67,6 +81,8 @@ cudaError_t copy(void* dst, const void* src, const Rows& rows, cudaMemcpyKind ki
       rows.src_pitch < rows.width || !holds(dst, rows.dst_bytes()) ||
       !holds(src, rows.src_bytes()) || !direction_holds(dst, src, kind))
     return result(cudaErrorInvalidValue);
+  if ((is_pageable(src) || is_pageable(dst)) && refused_by_capture())
+    return result(cudaErrorStreamCaptureUnsupported);
   if (is_pageable(src)) {
     const auto* const begin = static_cast<const std::byte*>(src);
     const auto staged = std::make_shared<std::vector<std::byte>>(begin, begin + rows.src_bytes());
@@ -85,6 +101,7 @@ cudaError_t make_event(cudaEvent_t* event) {
 
 cudaError_t release(void* data, Where where) {
   if (data == nullptr) return cudaSuccess;
+  if (refused_by_capture()) return result(cudaErrorStreamCaptureUnsupported);
   runtime().synchronize_all_quietly();
   try {
     return result(memory().release(data, where) ? cudaSuccess : cudaErrorInvalidValue);
@@ -95,6 +112,8 @@ cudaError_t release(void* data, Where where) {
 }
 
 cudaError_t allocate(void** data, std::size_t bytes, Where where) {
+  *data = nullptr;
+  if (refused_by_capture()) return result(cudaErrorStreamCaptureUnsupported);
   *data = bytes == 0 ? nullptr : memory().allocate(bytes, where);
   return result(*data == nullptr && bytes > 0 ? cudaErrorMemoryAllocation : cudaSuccess);
 }
@@ -226,6 +245,10 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidResourceHandle";
     case cudaErrorNotReady:
       return "cudaErrorNotReady";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+      return "cudaErrorStreamCaptureInvalidated";
     case cudaErrorNotSupported:
       return "cudaErrorNotSupported";
     default:
@@ -250,6 +273,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid resource handle";
     case cudaErrorNotReady:
       return "device not ready";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default:
       return cudaGetErrorName(error);
   }
@@ -328,6 +355,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (runtime().is_capturing(stream) && refused_by_capture())
+    return result(cudaErrorStreamCaptureUnsupported);
   runtime().synchronize(stream);
   return cudaSuccess;
 }
@@ -335,11 +364,46 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   return runtime().idle(stream) ? cudaSuccess : result(cudaErrorNotReady);
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (runtime().is_capturing(stream) && refused_by_capture())
+    return result(cudaErrorStreamCaptureUnsupported);
   if (event->mark) runtime().enqueue(stream, {.after = event->mark});
   return cudaSuccess;
 }
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = !runtime().is_capturing(stream) ? cudaStreamCaptureStatusNone
+            : capture_is_valid              ? cudaStreamCaptureStatusActive
+                                            : cudaStreamCaptureStatusInvalidated;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (stream == nullptr || capturing) return result(cudaErrorStreamCaptureUnsupported);
+  runtime().begin_capture(stream);
+  capturing = capture_is_valid = true;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = nullptr;
+  if (!runtime().is_capturing(stream)) return result(cudaErrorIllegalState);
+  auto work = runtime().end_capture(stream);
+  capturing = false;
+  if (!capture_is_valid) return result(cudaErrorStreamCaptureInvalidated);
+  *graph = new CUgraph_st{std::move(work)};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* runnable, cudaGraph_t graph, unsigned long long) {
+  *runnable = new CUgraphExec_st{graph->work};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t runnable, cudaStream_t stream) {
+  for (const farspan::simt::Work& work : runnable->work) runtime().enqueue(stream, work);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t runnable) {
+  delete runnable;
   return cudaSuccess;
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* argument) {
@@ -354,6 +418,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (runtime().is_capturing(stream) && refused_by_capture())
+    return result(cudaErrorStreamCaptureUnsupported);
   event->mark = runtime().mark(stream);
   event->recorded = std::chrono::steady_clock::now();
   return cudaSuccess;
