@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "core/trace.h"
 #include "kernels/kernels.h"
 
 namespace farspan {
@@ -64,6 +65,9 @@ class Backend {
   virtual std::vector<MemoryItem> workspaces() const { return {}; }
   virtual WorkCounters work() const { return {}; }
   virtual void reset_work() {}
+  // What this backend adds to a trace; null where the host's clock says everything. `profile`: time
+  // every section on the device, not only waits for other ranks.
+  virtual std::unique_ptr<TraceSink> make_trace_sink(bool /*profile*/) { return nullptr; }
 };
 
 // Throws Error(kUsage) naming what is missing (the CUDA build, a device, an instruction set) and

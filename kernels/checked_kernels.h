@@ -40,6 +40,7 @@ class Checked final : public Kernels {
   void exact_add(const ExactAddArgs&, Stream&) override;
   void exact_matmul(const ExactMatmulArgs&, Stream&) override;
   void exact_read(const ExactReadArgs&, Stream&) override;
+  void release_recordings() override { inner_->release_recordings(); }
 
  private:
   Contract contract(std::string_view op) const { return {op, device_}; }

@@ -38,6 +38,9 @@ class Kernels {
   virtual void exact_add(const ExactAddArgs&, Stream&) = 0;
   virtual void exact_matmul(const ExactMatmulArgs&, Stream&) = 0;
   virtual void exact_read(const ExactReadArgs&, Stream&) = 0;
+
+  // No Graph recorded so far (core/device.h) runs again: what was kept for them may go.
+  virtual void release_recordings() {}
 };
 
 }  // namespace farspan

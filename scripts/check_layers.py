@@ -55,7 +55,7 @@ VENDORS = (
     Vendor("MPI", re.compile(r"mpi\.h|mpi-ext\.h"), ("src/comm/mpi.cpp",)),
     Vendor("NCCL", re.compile(r"nccl\.h"), NCCL_HOMES),
     Vendor("CUDA", re.compile(r"cuda[\w/]*\.h(pp)?|cuda/.*|cublas\w*\.h|cudnn\w*\.h|nvrtc\.h|cub/.*|"
-                              r"thrust/.*|cooperative_groups.*|nvToolsExt\.h|mma\.h"),
+                              r"thrust/.*|cooperative_groups.*|nvtx3/.*|nvToolsExt\.h|mma\.h"),
            ("kernels/cuda/",) + NCCL_HOMES),
     Vendor("oneDNN", re.compile(r"oneapi/dnnl/.*|dnnl\w*\.h(pp)?"), ("kernels/cpu/",)),
     Vendor("yaml-cpp", re.compile(r"yaml-cpp/.*"), ("src/config/load.cpp",)),

@@ -44,6 +44,41 @@ void CudaStream::synchronize() {
   FARSPAN_CUDA(cudaStreamSynchronize(stream_));
 }
 
+// Thread-local: what the prefetch, checkpoint and progress threads ask of CUDA meanwhile is
+// allowed.
+void CudaStream::begin_recording() {
+  FARSPAN_CHECK(!recording_, "a queue is recording already");
+  make_current(device_);
+  FARSPAN_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  recording_ = true;
+}
+
+std::unique_ptr<Graph> CudaStream::end_recording() {
+  FARSPAN_CHECK(recording_, "no recording to end");
+  make_current(device_);
+  cudaGraph_t graph = nullptr;
+  recording_ = false;
+  FARSPAN_CUDA(cudaStreamEndCapture(stream_, &graph));
+  cudaGraphExec_t runnable = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&runnable, graph, 0);
+  forget(cudaGraphDestroy(graph));
+  check(status, "cudaGraphInstantiate", __FILE__, __LINE__);
+  return std::make_unique<CudaGraph>(runnable);
+}
+
+void CudaStream::abandon_recording() noexcept {
+  if (!recording_) return;
+  recording_ = false;
+  cudaGraph_t graph = nullptr;
+  forget(cudaStreamEndCapture(stream_, &graph));
+  if (graph != nullptr) forget(cudaGraphDestroy(graph));
+}
+
+// What it has started goes on: CUDA frees a running graph when it is done.
+CudaGraph::~CudaGraph() { forget(cudaGraphExecDestroy(graph_)); }
+
+void CudaGraph::launch(Stream& stream) { FARSPAN_CUDA(cudaGraphLaunch(graph_, native(stream))); }
+
 CudaEvent::CudaEvent(int device) : device_(device) {
   make_current(device_);
   FARSPAN_CUDA(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));

@@ -39,9 +39,30 @@ class CudaStream final : public Stream {
   void* native_handle() const override { return stream_; }
   cudaStream_t get() const { return stream_; }
 
+  bool can_record() const override { return true; }
+  bool is_recording() const override { return recording_; }
+  void begin_recording() override;
+  std::unique_ptr<Graph> end_recording() override;
+  void abandon_recording() noexcept override;
+
  private:
   int device_;
   cudaStream_t stream_ = nullptr;
+  bool recording_ = false;
+};
+
+// A graph as CUDA runs it.
+class CudaGraph final : public Graph {
+ public:
+  explicit CudaGraph(cudaGraphExec_t graph) : graph_(graph) {}
+  ~CudaGraph() override;
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+
+  void launch(Stream& stream) override;
+
+ private:
+  cudaGraphExec_t graph_;
 };
 
 class CudaEvent final : public Event {

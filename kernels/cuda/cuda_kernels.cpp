@@ -33,6 +33,11 @@ CudaKernels::CudaKernels(Device& device, AttentionKernel attention_kernel)
       workspace_(device),
       most_shared_(most_shared_memory(device.id().index)) {}
 
+void CudaKernels::release_recordings() {
+  schedules_.release_captured();
+  cudnn_.release_captured();
+}
+
 void CudaKernels::copy(const CopyArgs& args, Stream& stream) { cuda::copy(args, native(stream)); }
 void CudaKernels::fill(const FillArgs& args, Stream& stream) { cuda::fill(args, native(stream)); }
 void CudaKernels::add(const AddArgs& args, Stream& stream) { cuda::add(args, native(stream)); }

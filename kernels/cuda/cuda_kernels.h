@@ -46,6 +46,7 @@ class CudaKernels final : public Kernels {
   void exact_add(const ExactAddArgs&, Stream&) override;
   void exact_matmul(const ExactMatmulArgs&, Stream&) override;
   void exact_read(const ExactReadArgs&, Stream&) override;
+  void release_recordings() override;
 
   // Who computes attention: "cuDNN 9.19.0 where it can".
   std::string attention_description() const { return cudnn_.description(); }

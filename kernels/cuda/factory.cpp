@@ -5,6 +5,7 @@
 #include "kernels/checked.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/trace_sink.h"
 #include "kernels/factories.h"
 
 namespace farspan {
@@ -32,6 +33,9 @@ class CudaBackend final : public Backend {
   Stream& stream() override { return *stream_; }
   std::string description() const override { return description_; }
   std::vector<std::string> take_notes() override { return own_->take_notes(); }
+  std::unique_ptr<TraceSink> make_trace_sink(bool profile) override {
+    return std::make_unique<cuda::CudaTraceSink>(*stream_, profile);
+  }
 
  private:
   cuda::CudaDevice device_;

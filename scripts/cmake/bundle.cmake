@@ -19,9 +19,14 @@ function(bundle_program target)
 endfunction()
 
 # bundle_gpu_test(TARGET [RANKS n...] [FILTER filter]): also names it in the list that
-# scripts/gpu_check.sh runs.
+# scripts/gpu_check.sh runs. add_farspan_test does it for tests with the label gpu.
 function(bundle_gpu_test target)
   cmake_parse_arguments(B "" "FILTER" "RANKS" ${ARGN})
+  get_property(listed GLOBAL PROPERTY FARSPAN_LISTED_GPU_TESTS)
+  if(target IN_LIST listed)
+    return()
+  endif()
+  set_property(GLOBAL APPEND PROPERTY FARSPAN_LISTED_GPU_TESTS ${target})
   bundle_program(${target})
   string(JOIN " " line ${target} ${B_RANKS})
   if(B_FILTER)

@@ -25,11 +25,12 @@ def torch_peaks(check):
 
 
 def benchmark_rows(text):
-    """The rows of a google-benchmark program that ran with --benchmark_format=json."""
-    begin = text.find("{")
+    """Context and rows of a google-benchmark program that ran with --benchmark_format=json."""
+    begin = text.find("{\n" if "{\n" in text else "{")
     if begin < 0:
-        return []
-    return json.JSONDecoder().raw_decode(text[begin:])[0]["benchmarks"]
+        return {}, []
+    whole = json.JSONDecoder().raw_decode(text[begin:])[0]
+    return whole["context"], whole["benchmarks"]
 
 
 def peaks(check):
@@ -47,9 +48,9 @@ def peaks(check):
         options.append("--benchmark_filter=copy|fill|add")
     result = check.run([program, *options], "peaks.bench_kernels", limit=check.left())
     try:
-        found = benchmark_rows(result.output)
+        context, found = benchmark_rows(result.output)
     except (ValueError, KeyError):
-        found = []
+        context, found = {}, []
     if not result.ok or not found:
         raise Failure(result.why())
     rows = []
@@ -65,6 +66,10 @@ def peaks(check):
             share = f"{rate['GFLOP/s'] / 10 / check.facts['gemm_tflops']:.0f}% of the product"
         rows.append([row["name"], f"{row['real_time']:,.1f} {row['time_unit']}",
                      ", ".join(f"{value:,.1f} {key}" for key, value in rate.items()), share])
+    own = [f"{label} {context[key]}" for key, label in
+           (("copy", "copies at"), ("product_bf16_8192", "the bf16 product of 8192^3 at")) if key in context]
+    if own:
+        check.say("Farspan itself: " + ", ".join(own) + ".")
     check.table(["bench_kernels", "time", "rate", "of PyTorch's peak"], rows)
 
 
@@ -92,7 +97,7 @@ def attention(check):
 
 def beside_torch(check, script):
     table = check.raw / "attention.md"
-    command = [sys.executable, script, "--out", table]
+    command = [sys.executable, script, "--program", check.need("bench_attention"), "--out", table]
     if check.quick:
         command.append("--quick")
     result = check.run(command, "attention", limit=check.left())

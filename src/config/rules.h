@@ -53,6 +53,8 @@ void check_attention_kernel(Rules& rules);
 void check_rotary(Rules& rules);
 // Samplers of positions.
 void check_positions(Rules& rules);
+// train.cuda_graphs.
+void check_graphs(Rules& rules);
 
 // Divisors of n, ascending (n below 2^40).
 std::vector<std::int64_t> divisors_of(std::int64_t n);

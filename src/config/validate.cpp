@@ -124,6 +124,7 @@ void Validator::check_model() {
   check_attention_kernel(*this);
   check_rotary(*this);
   check_positions(*this);
+  check_graphs(*this);
 }
 
 void Validator::check_heads() {

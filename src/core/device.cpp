@@ -41,6 +41,13 @@ Tensor Buffer::tensor(DType dtype, Shape shape) const {
   return {.data = data_, .dtype = dtype, .shape = shape, .device = device_};
 }
 
+void Stream::begin_recording() { FARSPAN_CHECK(false, "this queue cannot record"); }
+
+std::unique_ptr<Graph> Stream::end_recording() {
+  FARSPAN_CHECK(false, "this queue cannot record");
+  return nullptr;
+}
+
 namespace {
 
 constexpr std::size_t kAlignment = 4096;

@@ -42,6 +42,17 @@ class Buffer {
   std::function<void(std::byte*, std::size_t)> release_;
 };
 
+class Stream;
+
+// Work of a queue that was recorded once, to be started again and again as one: one call instead of
+// one per operation. It works on the tensors of its recording, at their addresses.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  // Enqueues the recorded work.
+  virtual void launch(Stream& stream) = 0;
+};
+
 // An ordered queue of device work. On the CPU work runs at once and the queue is empty.
 class Stream {
  public:
@@ -49,6 +60,16 @@ class Stream {
   virtual void synchronize() {}
   // The vendor's queue (a cudaStream_t), for libraries that need one; nullptr on CPU and dry.
   virtual void* native_handle() const { return nullptr; }
+
+  // Recording: work given to the queue between begin_recording() and end_recording() does not run
+  // but becomes a Graph. Meanwhile the device allocates nothing and nothing is waited for: what
+  // tries gets an Error(kInternal), after which abandon_recording() leaves the queue as it was.
+  // Other queues take part where events order them after this one, and it after them.
+  virtual bool can_record() const { return false; }
+  virtual bool is_recording() const { return false; }
+  virtual void begin_recording();                  // CHECKs can_record()
+  virtual std::unique_ptr<Graph> end_recording();  // likewise
+  virtual void abandon_recording() noexcept {}
 };
 
 // A mark in a queue, to order queues and to ask how far one has come. On the CPU, whose queues are

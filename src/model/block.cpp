@@ -229,10 +229,16 @@ Block::Saved Block::forward(Tensor x, Tensor out, const RopeTables& rope,
   auto scope = ctx.scratch.scope();
   Saved s;
   s.x = x;
-  compute_qkv(s, rope, policy, ctx);
-  compute_attention(s, rope, policy, ctx);
-  compute_branch(s, policy, ctx);
-  forward_mlp(s, out, policy, ctx);
+  {
+    auto section = ctx.trace.section("block.attention", layer_);
+    compute_qkv(s, rope, policy, ctx);
+    compute_attention(s, rope, policy, ctx);
+    compute_branch(s, policy, ctx);
+  }
+  {
+    auto section = ctx.trace.section("block.mlp", layer_);
+    forward_mlp(s, out, policy, ctx);
+  }
 
   const auto drop = [&](Activation a, std::initializer_list<Tensor*> tensors) {
     if (policy.of(a) == Keep::kRecompute)
@@ -250,14 +256,19 @@ void Block::backward(const Saved& saved, Tensor grad, const RopeTables& rope,
   auto scope = ctx.scratch.scope();
   Saved s = saved;
   const RecomputePolicy to_scratch = RecomputePolicy::forward_only();
-  compute_qkv(s, rope, to_scratch, ctx);
-  compute_attention(s, rope, to_scratch, ctx);
   {
+    auto section = ctx.trace.section("block.attention.recompute", layer_);
+    compute_qkv(s, rope, to_scratch, ctx);
+    compute_attention(s, rope, to_scratch, ctx);
+  }
+  {
+    auto section = ctx.trace.section("block.mlp.backward", layer_);
     auto mlp_scope = ctx.scratch.scope();
     Saved with_middle = s;
     const bool lacks_x = compute_branch(with_middle, to_scratch, ctx);
     backward_mlp(with_middle, lacks_x, grad, ctx);
   }
+  auto section = ctx.trace.section("block.attention.backward", layer_);
   backward_attention(s, grad, rope, ctx);
 }
 

@@ -21,6 +21,13 @@ std::vector<OptimizerParameter> optimizer_parameters(ParameterStore& store) {
   return out;
 }
 
+// Exchanges between ranks, sums of the invariant mode and offloading have a host side of their own.
+PassGraphs::Use use_of_graphs(const config::RunConfig& config, const Mesh& mesh,
+                              const RecomputePolicy& policy) {
+  const bool can = mesh.context_size() == 1 && !config.parallel().invariant() && !policy.offloads();
+  return can ? graphs_use(config.train().cuda_graphs()) : PassGraphs::Use::kOff;
+}
+
 }  // namespace
 
 Mesh make_mesh(const config::RunConfig& config, Communicator& world) {
@@ -48,6 +55,7 @@ Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& me
       compute_(compute_dtype(config)),
       policy_(RecomputePolicy::from(config.train().recompute())),
       token_tile_(config.train().token_tile()),
+      graphs_(use_of_graphs(config, mesh, policy_)),
       seed_(config.seed()),
       deterministic_(config.parallel().deterministic()),
       weights_(backend.device(), sizes.weights, "weights"),
@@ -93,6 +101,7 @@ bool Engine::reserve(const PassMemory& memory) {
     stash_ = std::make_unique<HostStash>(backend_.device(), memory.host);
     grown = true;
   }
+  if (grown) graphs_.forget(backend_);
   return grown;
 }
 
@@ -157,6 +166,22 @@ TokenTensors Engine::upload(const MicroBatch& micro_batch) {
   return tensors;
 }
 
+void Engine::run_pass(const MicroBatch& micro_batch, const LossSums& losses) {
+  const PassGraphs::Key key{.plan = micro_batch.plan_id,
+                            .tokens = static_cast<std::int64_t>(micro_batch.tokens.size()),
+                            .activations = activations_->used(),
+                            .scratch = scratch_->used(),
+                            .batch = batch_->used()};
+  auto scope = batch_->scope();
+  auto section = trace_.section("pass");
+  const TokenTensors batch = upload(micro_batch);
+  const auto pass = [&] { model_.forward_backward(batch, losses, policy_, context(micro_batch)); };
+  if (micro_batch.plan_id == 0)
+    pass();
+  else
+    graphs_.run(key, backend_, pass);
+}
+
 void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
                         const HostFlags& flags) {
   Kernels& k = backend_.kernels();
@@ -173,10 +198,7 @@ void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
   k.fill({.dst = sum(kSaveFailed), .value = flags.save_failed ? 1.0 : 0.0}, stream);
 
   const LossSums losses{.loss_sum = sum(kLoss), .valid_count = sum(kValid)};
-  for (const MicroBatch& m : micro_batches) {
-    auto scope = batch_->scope();
-    model_.forward_backward(upload(m), losses, policy_, context(m));
-  }
+  for (const MicroBatch& m : micro_batches) run_pass(m, losses);
   {
     auto section = trace_.section("gradients.all_reduce");
     mesh_.world().all_reduce(sums_, ReduceOp::kSum, stream).wait();

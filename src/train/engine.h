@@ -22,6 +22,7 @@
 #include "parallel/mesh.h"
 #include "train/invariant_step.h"
 #include "train/micro_batch.h"
+#include "train/pass_graphs.h"
 
 namespace farspan {
 
@@ -101,6 +102,7 @@ class Engine {
   DType compute() const { return compute_; }
   // Those on the device, and where activations are offloaded that in host memory, last.
   std::vector<const Arena*> arenas() const;
+  const PassGraphs& graphs() const { return graphs_; }
 
  private:
   // (kNumSums) f64 on the device: what a step sums over ranks besides gradients.
@@ -120,6 +122,8 @@ class Engine {
   void read(std::initializer_list<std::pair<Tensor, void*>> values);
   // False where the device works at once on the host's memory, or not at all (dry).
   bool has_queue() const { return backend_.stream().native_handle() != nullptr; }
+  // As a graph where train.cuda_graphs, the device and the pass allow it.
+  void run_pass(const MicroBatch& micro_batch, const LossSums& losses);
 
   Backend& backend_;
   const Mesh& mesh_;
@@ -127,6 +131,7 @@ class Engine {
   DType compute_;
   RecomputePolicy policy_;
   std::int64_t token_tile_;
+  PassGraphs graphs_;
   std::uint64_t seed_;
   bool deterministic_;
   Arena weights_, gradients_, optimizer_states_;

@@ -140,6 +140,7 @@ void Sharder::plan(const Batch& batch) {
                              place.ulysses_size)
                    .kv_heads;
   made_ = {};
+  made_.plan_id = ++num_plans_;
   for (const AttentionPattern& pattern : sharding_.patterns.patterns)
     made_.plans.push_back(plan_attention(
         {.segments = batch.segments,

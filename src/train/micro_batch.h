@@ -48,6 +48,8 @@ struct MicroBatch {
   double visible_pairs = 0;  // (query, key) pairs of the whole micro-batch over its context ranks,
                              // mean over query heads and layers
   PassMemory memory;
+  // Micro-batches of one sharder with equal numbers have equal plans and row blocks; 0: not known.
+  std::uint64_t plan_id = 0;
 };
 
 // The layout of a micro-batch over the places of the ring: a function of what all ranks know.
@@ -80,6 +82,7 @@ class Sharder {
   std::vector<std::int32_t> segments_, positions_;
   std::vector<IndexRange> ranges_;  // this rank's tokens
   MicroBatch made_;                 // without tokens
+  std::uint64_t num_plans_ = 0;
   bool reused_ = false;
 };
 

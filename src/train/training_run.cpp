@@ -1,5 +1,7 @@
 #include "train/training_run.h"
 
+#include <algorithm>
+
 #include "comm/agree.h"
 #include "config/load.h"
 
@@ -74,7 +76,12 @@ bool TrainingRun::one_step() {
                       {.stop_requested = options_.stop_requested && options_.stop_requested(),
                        .save_failed = saver_->failed()});
   const StepResult result = engine_->read_step();
+  trace_.collect();
   ++step_;
+  if (const std::string& why = engine_->graphs().refusal(); !why.empty() && !told_of_graphs_) {
+    log_.info("passes are not started as graphs: {}", why);
+    told_of_graphs_ = true;
+  }
   tokens_ += config_.train().batch_tokens();
   guard(result);
   for (const std::string& note : backend_->take_notes()) log_.info("{}", note);
@@ -106,7 +113,9 @@ void TrainingRun::reserve(const PassMemory& memory) {
 
 double TrainingRun::exposed_seconds() const {
   const auto it = trace_.sums().find("attention.exposed");
-  return it == trace_.sums().end() ? 0.0 : it->second.seconds;
+  if (it == trace_.sums().end()) return 0.0;
+  // The host waits where ranks exchange through it, the device's queue where they do not.
+  return std::max(it->second.seconds, it->second.device_seconds);
 }
 
 std::int64_t TrainingRun::ring_bytes_sent() const {

@@ -114,6 +114,7 @@ class TrainingRun {
   std::unique_ptr<RunReports> reports_;
   std::unique_ptr<RunSaver> saver_;  // after reports_, whose bar its messages clear
   MatmulPeak peak_;
+  bool told_of_graphs_ = false;
   std::int64_t parameters_ = 0;
   std::size_t overhead_bytes_ = 0;  // of the device, beside the arenas
   std::size_t present_bytes_ = 0;   // of those: what is taken before the run's own memory

@@ -47,10 +47,22 @@ std::string TrainingRun::sample() {
 void TrainingRun::print_profile() {
   if (!lead_) return;
   const double total = seconds_since(begin_);
-  log_.info("where the time went on rank 0 ({:.1f} s in all):", total);
-  for (const auto& [name, sum] : trace_.sums())
-    log_.info("  {:<24} {:>9.3f} s  {:>5.1f}%  {} times", name, sum.seconds,
-              100 * sum.seconds / total, sum.calls);
+  bool device_times = false;
+  for (const auto& [name, sum] : trace_.sums()) device_times |= sum.device_seconds > 0;
+  // Sections nest: an outer one's time holds that of its inner ones.
+  log_.info("where the time went on rank 0 ({:.1f} s in all){}:", total,
+            device_times ? "; host: to enqueue the work, device: to do it" : "");
+  for (const auto& [name, sum] : trace_.sums()) {
+    std::string row =
+        fmt::format("  {:<26} {:>9.3f} s  {:>5.1f}%", name, sum.seconds, 100 * sum.seconds / total);
+    if (device_times)
+      row += fmt::format("  device {:>9.3f} s  {:>5.1f}%", sum.device_seconds,
+                         100 * sum.device_seconds / total);
+    log_.info("{}  {} times", row, sum.calls);
+  }
+  if (engine_->graphs().started() > 0)
+    log_.info("{} passes were started as graphs, of {} recorded", engine_->graphs().started(),
+              engine_->graphs().recorded());
   log_.info("memory in use at its peak, by arena (a dry run predicts the same):");
   for (const Arena* arena : engine_->arenas())
     log_.info("  {:<24} {:>12} bytes", arena->name(), arena->high_water());

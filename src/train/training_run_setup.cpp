@@ -98,12 +98,16 @@ void TrainingRun::allocate() {
     check_limit(report.device_bytes() - present_bytes_, limit_);
   });
   together(world_, [&] { data_->cut_for(config_, *mesh_, report.sizes); });
+  // A graph is one call: its modules could not be told apart.
+  if (options_.profile && config_.train().cuda_graphs() == "auto")
+    config_.mutable_train()->set_cuda_graphs("off");
   // Before the engine takes its memory, which leaves no room for this. All ranks at once, as they
   // will compute.
   world_.barrier();
   peak_ = matmul_peak(*backend_, compute_dtype(config_));
   together(world_, [&] {
     engine_ = std::make_unique<Engine>(config_, *backend_, *mesh_, report.sizes, trace_);
+    trace_.attach(backend_->make_trace_sink(options_.profile));
   });
   log_.info("{}: {:.2f}M parameters, {} ranks (data {} x context {}), {:.1f} MiB per rank",
             config_.name(), static_cast<double>(report.parameters) / 1e6, world_.size(),
