@@ -3,7 +3,7 @@
 # with their memory, the loss curve beside the CPU's, and NCCL. Writes one report in Markdown, fit for
 # docs/benchmarks, and raw logs beside it. Runs in a source tree with build/cuda, and in a bundle.
 #
-#   scripts/gpu_check.sh --out DIR              all sections
+#   scripts/gpu_check.sh [--out DIR]            all sections; the report goes to DIR, or below runs/gpu_check
 #   scripts/gpu_check.sh --out DIR --sections tests,attention
 #   scripts/gpu_check.sh --out DIR --quick      the same at smaller sizes, about 2 minutes
 #   scripts/gpu_check.sh --list                 the sections and their limits
@@ -15,9 +15,8 @@
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 
-if [ "$#" = 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
-  sed -n '2,14s/^# \{0,1\}//p' "$0"
-  [ "$#" != 0 ]
+if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
+  sed -n '2,15s/^# \{0,1\}//p' "$0"
   exit
 fi
 device=cuda previous=''

@@ -31,7 +31,8 @@ SECTIONS = {
 
 def arguments():
     parser = argparse.ArgumentParser(prog="gpu_check.sh")
-    parser.add_argument("--out", help="folder for report.md and raw/ (made; must not hold a report)")
+    parser.add_argument("--out", help="folder for report.md and raw/ (made; must not hold a report); "
+                        "default runs/gpu_check/DATE-TIME")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="names, a,b,c")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="smaller sizes")
@@ -42,9 +43,10 @@ def arguments():
             print(f"{name:<10} {limit:>4} s  {title}")
         sys.exit(0)
     unknown = [name for name in args.sections.split(",") if name not in SECTIONS]
-    if unknown or not args.out:
-        parser.error(f"no section '{unknown[0]}' (there are {', '.join(SECTIONS)})" if unknown
-                     else "--out DIR says where the report goes")
+    if unknown:
+        parser.error(f"no section '{unknown[0]}' (there are {', '.join(SECTIONS)})")
+    if not args.out:
+        args.out = f"runs/gpu_check/{datetime.datetime.now():%Y%m%d-%H%M%S}"
     return args
 
 

@@ -3,9 +3,9 @@
 //   Trace trace;
 //   trace.attach(backend.make_trace_sink(profile));   // the device's part, where it has one
 //   { auto t = trace.section("attention.exposed"); pending.wait(); }
-//   { auto t = trace.section("block.attention", layer); ... }    // "block.3.attention" in a profiler
-//   stream.synchronize(); trace.collect();
-//   for (auto& [name, s] : trace.take()) ...   // {seconds, calls, device_seconds}, and starts anew
+//   { auto t = trace.section("block.attention", layer); ... }    // "block.3.attention" in a
+//   profiler stream.synchronize(); trace.collect(); for (auto& [name, s] : trace.take()) ...   //
+//   {seconds, calls, device_seconds}, and starts anew
 //
 // Wall-clock time is the calling thread's. Where a device works through a queue that is the time to
 // fill it; the sink adds the time that the device took.

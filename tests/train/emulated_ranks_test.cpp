@@ -1,5 +1,5 @@
-// Training with the CUDA kernels on an emulated GPU (docs/emulation.md) that thread ranks share: each
-// strategy on 2 and 4 ranks equals the CPU on one.
+// Training with the CUDA kernels on an emulated GPU (docs/emulation.md) that thread ranks share:
+// each strategy on 2 and 4 ranks equals the CPU on one.
 #include <gtest/gtest.h>
 
 #include "support/engine_runs.h"

@@ -177,8 +177,8 @@ TEST_P(CudaOperations, OptimizerOfTensorsThatBeginAnywhere) {
   });
 }
 
-// Rows of the 48 KiB of shared memory that come without asking, rows longer than what a block keeps,
-// of a length that no vector divides, from any address.
+// Rows of the 48 KiB of shared memory that come without asking, rows longer than what a block
+// keeps, of a length that no vector divides, from any address.
 TEST_P(CudaOperations, CrossEntropyOfLongRows) {
   for (const std::int64_t v : {12288, 60001, 60004}) {
     const std::int64_t n = 2;
