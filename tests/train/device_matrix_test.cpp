@@ -46,6 +46,19 @@ TEST_F(OnDevice, AnyStrategyOverTwoRanks) {
   expect_near(on_device(c), expected);
 }
 
+TEST_F(OnDevice, FourRanksInARingAndAHybrid) {
+  config::RunConfig c = tiny_config();
+  c.mutable_train()->set_steps(1);
+  const EngineRun expected = run_engine(c);
+  c.mutable_parallel()->set_context(4);
+  c.mutable_parallel()->set_layout("zigzag");
+  c.mutable_parallel()->set_attention("ring");
+  expect_near(on_device(c), expected);
+  c.mutable_parallel()->set_attention("hybrid");
+  c.mutable_parallel()->set_ulysses(2);
+  expect_near(on_device(c), expected);
+}
+
 TEST_F(OnDevice, InvariantModeGivesTheSameBitsOnAnyRanks) {
   config::RunConfig c = tiny_config("bf16");
   c.mutable_parallel()->set_invariant(true);

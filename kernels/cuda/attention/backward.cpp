@@ -18,11 +18,11 @@ T* data(const Tensor& t) {
 }
 
 BackwardCall call_of(const AttentionBackwardArgs& args) {
-  using bf16 = __nv_bfloat16;
-  return {.q = data<const bf16>(args.q),
-          .k = data<const bf16>(args.k),
-          .v = data<const bf16>(args.v),
-          .dout = data<const bf16>(args.dout),
+  using BF16 = __nv_bfloat16;
+  return {.q = data<const BF16>(args.q),
+          .k = data<const BF16>(args.k),
+          .v = data<const BF16>(args.v),
+          .dout = data<const BF16>(args.dout),
           .lse = data<const float>(args.lse),
           .delta = data<const float>(args.delta),
           .dq = data<float>(args.dq),

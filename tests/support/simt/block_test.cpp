@@ -212,7 +212,7 @@ __global__ void index_kernel(int* out, int at) {
 }
 __global__ void divide_kernel(int* out, int by) { *out = 5 / by; }
 __global__ void recurse_kernel(int* out) {
-  volatile char room[1 << 20];
+  volatile unsigned char room[1 << 20];
   room[0] = 1;
   *out = room[0];
 }
