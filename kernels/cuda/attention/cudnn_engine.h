@@ -34,7 +34,8 @@ struct SdpaShape {
   CudnnMask mask = CudnnMask::kFull;
   std::int64_t window = 0;
   float scale = 1;
-  auto operator<=>(const SdpaShape&) const = default;  // NOLINT(modernize-use-nullptr): no null here
+  auto operator<=>(const SdpaShape&) const =
+      default;  // NOLINT(modernize-use-nullptr): no null here
 };
 
 // Device addresses. Gradients are written dense, by rows.
