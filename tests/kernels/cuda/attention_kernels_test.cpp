@@ -138,15 +138,19 @@ TEST_P(AttentionKernels, MatchTheReference) {
     if (!got) GTEST_SKIP() << c.name << ": " << refused;
     const AttentionResult expected = reference_attention(p);
     for (std::size_t i = 0; i < expected.lse.size(); ++i)
-      if (got->lse[i] != expected.lse[i])  // both -inf
+      if (got->lse[i] != expected.lse[i]) {  // both -inf
         ASSERT_LE(std::abs(got->lse[i] - expected.lse[i]),
                   1e-4 * std::max(1.0, std::abs(expected.lse[i])))
             << c.name << " lse " << i;
+      }
     // cuDNN rounds gradients to bf16 before they are added (1.7e-3 rms), and P before its products.
     const double more = cudnn() ? 1.5 : 1;
     EXPECT_LE(relative_l2(got->out, expected.out), 3e-3 * more) << c.name;
-    EXPECT_LE(relative_l2(got->dq, expected.dq), 6e-3 * more) << c.name;
-    EXPECT_LE(relative_l2(got->dk, expected.dk), 6e-3 * more) << c.name;
+    // Where one key has nearly all the weight, dP - delta is a small difference, which delta's
+    // share of the rounding of out does not shrink with (7e-3 on the CPU too).
+    const double gradient = (c.magnitude > 1 ? 1.2e-2 : 6e-3) * more;
+    EXPECT_LE(relative_l2(got->dq, expected.dq), gradient) << c.name;
+    EXPECT_LE(relative_l2(got->dk, expected.dk), gradient) << c.name;
     EXPECT_LE(relative_l2(got->dv, expected.dv), 3e-3 * more) << c.name;
   }
 }

@@ -8,8 +8,10 @@
 namespace farspan::simt {
 namespace {
 
+// A lane's row is read when the lane arrives: that all execute ldmatrix together orders nothing that
+// they did before, so what another lane has stored takes a __syncwarp first.
 struct LoadArgs {
-  const void* row;  // 8 elements of 16 bits: row lane % 8 of matrix lane / 8
+  std::uint16_t row[8];  // row lane % 8 of matrix lane / 8
   std::uint32_t* r;
 };
 
@@ -64,7 +66,8 @@ void complete_mma(const WarpCall& call) {
 
 void ldmatrix(std::uint32_t (&r)[4], const void* row, bool transposed) {
   require_shared(row, 16, 16, "ldmatrix");
-  LoadArgs args{row, r};
+  LoadArgs args{.row = {}, .r = r};
+  std::memcpy(args.row, row, sizeof args.row);
   warp_call(transposed ? "ldmatrix.trans" : "ldmatrix", kWholeWarp, &args,
             transposed ? complete_ldmatrix<true> : complete_ldmatrix<false>, true);
 }

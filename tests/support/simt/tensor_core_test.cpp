@@ -116,6 +116,26 @@ TEST(SimtTensorCore, LdmatrixLayoutsAreThoseOfThePtxIsa) {
       }
 }
 
+// Each lane stores a row, and loads that of the next.
+__global__ void ldmatrix_of_others_kernel(std::uint32_t* out, bool synchronised) {
+  auto* const shared = cuda::shared_memory<std::uint16_t>();
+  const int lane = static_cast<int>(threadIdx.x), next = (lane + 1) % 32;
+  for (int i = 0; i < 8; ++i) shared[lane * 8 + i] = 7;
+  if (synchronised) __syncwarp();
+  std::uint32_t r[4];
+  cuda::ldmatrix_x4(r, shared + next * 8);
+  for (int i = 0; i < 4; ++i) out[lane * 4 + i] = r[i];
+}
+
+TEST(SimtTensorCore, LdmatrixDoesNotOrderStoresOfOtherLanes) {
+  Bench bench;
+  auto* const out = bench.room<std::uint32_t>(128);
+  cuda::launch(ldmatrix_of_others_kernel, bench.shape(1, 32, 512), out, true);
+  EXPECT_THAT(bench.get(out, 128), ::testing::Each(0x00070007u));
+  cuda::launch(ldmatrix_of_others_kernel, bench.shape(1, 32, 512), out, false);
+  EXPECT_THAT(bench.get(out, 128), ::testing::Contains(::testing::Ne(0x00070007u)));
+}
+
 __global__ void some_lanes_kernel(float* out) {
   if (threadIdx.x == 3) return;
   float d[4] = {};
