@@ -34,8 +34,8 @@ struct SdpaShape {
   CudnnMask mask = CudnnMask::kFull;
   std::int64_t window = 0;
   float scale = 1;
-  auto operator<=>(const SdpaShape&) const =
-      default;  // NOLINT(modernize-use-nullptr): no null here
+  // NOLINTNEXTLINE(modernize-use-nullptr): the zero that the compiler compares with
+  auto operator<=>(const SdpaShape&) const = default;
 };
 
 // Device addresses. Gradients are written dense, by rows.

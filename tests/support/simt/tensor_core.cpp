@@ -8,8 +8,8 @@
 namespace farspan::simt {
 namespace {
 
-// A lane's row is read when the lane arrives: that all execute ldmatrix together orders nothing that
-// they did before, so what another lane has stored takes a __syncwarp first.
+// A lane's row is read when the lane arrives: that all execute ldmatrix together orders nothing
+// that they did before, so what another lane has stored takes a __syncwarp first.
 struct LoadArgs {
   std::uint16_t row[8];  // row lane % 8 of matrix lane / 8
   std::uint32_t* r;
