@@ -88,7 +88,7 @@ def nccl(check):
 
 # NCCL refuses two ranks on one GPU of one host: each process says that it is a host of its own, and
 # the ranks speak through sockets of the loopback device. It is slow, and NCCL's real code.
-AS_HOSTS = 'NCCL_HOSTID=$OMPI_COMM_WORLD_RANK NCCL_SOCKET_IFNAME=lo exec "$@"'
+AS_HOSTS = ["sh", "-c", 'NCCL_HOSTID=$OMPI_COMM_WORLD_RANK NCCL_SOCKET_IFNAME=lo exec "$@"', "sh"]
 
 
 def train_with_ranks(check):
@@ -97,26 +97,30 @@ def train_with_ranks(check):
     program = check.need("farspan")
     rows, losses = [], {}
     tokens = "2k" if check.on_gpu else "256"
-    for ranks, title in ((1, "1 rank"), (2, "2 ranks")):
-        folder = check.out / "work" / f"ranks{ranks}"
-        command = [program, "train", "configs/quickstart.yaml", f"device={check.device}", "train.steps=3",
+    for name, ranks, title, start in (("one", 1, "1 rank", []), ("nccl", 2, "2 ranks, NCCL", AS_HOSTS),
+                                      ("staged", 2, "2 ranks, through host memory", [])):
+        folder = check.out / "work" / f"ranks_{name}"
+        command = [*start, program, "train", "configs/quickstart.yaml", f"device={check.device}", "train.steps=3",
                    f"train.sequence_length={tokens}", "train.batch_tokens=4k", f"parallel.context={ranks}",
                    "checkpoint.every=0", *training.without_validation(store), f"output_dir={folder}"]
         if ranks > 1:
-            command = check.mpirun(ranks) + ["sh", "-c", AS_HOSTS, "sh"] + command
-        result = check.run(command, f"nccl.train{ranks}", limit=40)
+            command = check.mpirun(ranks) + command
+        result = check.run(command, f"train.ranks_{name}", limit=40)
         if not result.ok:
             check.fail(result.why())
             continue
         steps = training.metrics(folder)
-        losses[ranks] = [row["loss"] for row in steps]
-        transport = re.search(r"transport[^\n]*|NCCL[^\n]*", result.output)
-        rows.append([title, ", ".join(f"{loss:.4f}" for loss in losses[ranks]),
-                     f"{steps[-1]['seconds'] * 1e3:.0f} ms", transport.group(0)[:60] if transport else ""])
-    check.table(["quickstart", "loss of each step", "last step", "as the log says"], rows)
-    if len(losses) == 2:
-        worst = max(abs(a - b) / abs(a) for a, b in zip(losses[1], losses[2]))
-        check.say(f"Largest relative difference of the losses: {worst:.1e}.")
+        losses[title] = [row["loss"] for row in steps]
+        transport = re.search(r"transport: [^\n]*", result.output)
+        if name == "nccl" and check.on_gpu and (transport is None or "NCCL" not in transport.group(0)):
+            check.fail(f"the ranks did not use NCCL ({result.log.name})")
+        rows.append([title, ", ".join(f"{loss:.4f}" for loss in losses[title]),
+                     f"{steps[-1]['seconds'] * 1e3:.0f} ms", transport.group(0)[11:80] if transport else ""])
+    check.table(["quickstart", "loss of each step", "last step", "transport"], rows)
+    if "1 rank" in losses and len(losses) > 1:
+        alone = losses.pop("1 rank")
+        worst = max(abs(a - b) / abs(a) for other in losses.values() for a, b in zip(alone, other))
+        check.say(f"Largest relative difference of the losses from one rank's: {worst:.1e}.")
         if worst > 1e-2:
             check.fail(f"2 ranks train otherwise than 1: losses differ by {worst:.1e}")
 

@@ -47,6 +47,7 @@ if "train.sequence_length" in option and option["train.sequence_length"] == os.e
 out = Path(option["output_dir"]); out.mkdir(parents=True)
 (Path(os.environ["STATE"]) / "training").touch()
 steps = int(option["train.steps"])
+print("transport: " + ("NCCL 2.28.9: each rank has a GPU of its own" if "NCCL_HOSTID" in os.environ else "mpi"))
 worse = 0.5 if option["device"] == "cuda" and os.environ.get("APART") else 0.0
 with open(out / "metrics.jsonl", "w") as f:
     for i in range(steps):
@@ -132,8 +133,10 @@ class GpuCheck(unittest.TestCase):
         # 480 of 989 and of 788 TFLOP/s; 20480 MiB in use against 20 GiB predicted.
         self.assertRegex(report, r"1\.2 B, 8k tokens.*\| 480\.0 \| 48\.5% \| 60\.9% \| 20\.00 GiB \| 20\.00 GiB \| \+0\.0%")
         self.assertIn("comm_nccl_test, 2 ranks", report)
+        self.assertRegex(report, r"2 ranks, NCCL .*\| NCCL 2\.28\.9: each rank")
         self.assertIn("Largest difference of any step: 0.0000 nats", report)
-        self.assertIn("Largest relative difference of the losses: 0.0e+00", report)
+        self.assertIn("Largest relative difference of the losses from one rank's: 0.0e+00", report)
+        self.assertIn("| 2 ranks, through host memory |", report)
         self.assertFalse((self.folder / "out" / "work").exists(), "stores and run folders are removed")
 
     def test_failures_come_first_and_stop_nothing(self):
