@@ -10,8 +10,10 @@
 #include "app/ranks.h"
 #include "app/signals.h"
 #include "comm/agree.h"
+#include "config/load.h"
 #include "config/validate.h"
 #include "core/log.h"
+#include "kernels/backend.h"
 #include "train/auto_sharding.h"
 #include "train/dry_run.h"
 #include "train/longest.h"
@@ -125,11 +127,21 @@ TrainOptions::Resume resume_mode(const std::string& text) {
   return TrainOptions::Resume::kPath;
 }
 
+// Says that there is no GPU before anything that can be mended elsewhere, such as data that were
+// not made on a machine where the run cannot be.
+void require_device(const TrainArguments& args) {
+  const std::vector<DeviceKind> built = built_backends();
+  if (std::find(built.begin(), built.end(), DeviceKind::kCuda) == built.end()) return;
+  if (read_config_file(args.config, args.overrides).loaded.config.device() != "cuda") return;
+  if (num_devices(DeviceKind::kCuda) == 0) make_backend({.kind = DeviceKind::kCuda});  // throws why
+}
+
 void run_training(Session& session, const TrainArguments& args) {
   int exit_code = 0;
   run_ranks(session, args.local_ranks, [&](Communicator& world, const RankEnvironment& rank) {
     LoadedConfig loaded;
     together(world, [&] {
+      require_device(args);
       loaded = load_resolved(args.config, args.overrides, {.num_ranks = world.size()});
     });
     const bool lead = world.rank() == 0;
