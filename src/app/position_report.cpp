@@ -1,6 +1,7 @@
 #include "app/position_report.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -184,9 +185,9 @@ std::string position_text(const PositionReport& r) {
     const auto begin = static_cast<std::int64_t>(line) * r.end / static_cast<std::int64_t>(kLines);
     const auto end =
         static_cast<std::int64_t>(line + 1) * r.end / static_cast<std::int64_t>(kLines);
-    out +=
-        fmt::format("  {:>8} - {:<8} {:6.2f}% {}\n", std::max<std::int64_t>(begin, 1), end - 1,
-                    100 * share, std::string(static_cast<std::size_t>(share * kWidth + 0.5), '#'));
+    out += fmt::format("  {:>8} - {:<8} {:6.2f}% {}\n", std::max<std::int64_t>(begin, 1), end - 1,
+                       100 * share,
+                       std::string(static_cast<std::size_t>(std::lround(share * kWidth)), '#'));
   }
   return out;
 }

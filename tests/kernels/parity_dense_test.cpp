@@ -186,7 +186,8 @@ TEST_P(DenseParity, RmsNorm) {
 // The bits are those of add and rmsnorm_forward, wherever the sum is written.
 TEST_P(DenseParity, RmsNormOfASum) {
   const std::int64_t shapes[][2] = {{0, 8}, {1, 1}, {3, 5}, {70, 64}, {9, 257}, {4, 2048}};
-  for (const auto& [t, c] : shapes) {
+  for (const auto& shape : shapes) {
+    const std::int64_t t = shape[0], c = shape[1];
     const Values a = values(t * c, 27, 2), b = values(t * c, 28);
     const auto put = [&](const Values& v) { return on().put(v, dtype(), {t, c}); };
     const auto fresh = [&] { return on().poisoned(dtype(), {t, c}); };

@@ -44,8 +44,9 @@ INSTANTIATE_TEST_SUITE_P(Rows, CudaOperations,
 Values skewed_ids(std::int64_t tokens, std::int64_t vocab) {
   Values ids = random_integers(tokens, vocab, 3);
   const Values kind = random_integers(tokens, 6, 4);
+  const std::int64_t middle = vocab / 2;
   for (std::size_t t = 0; t < ids.size(); ++t) {
-    if (kind[t] < 4) ids[t] = static_cast<double>(vocab / 2);
+    if (kind[t] < 4) ids[t] = static_cast<double>(middle);
     if (kind[t] == 4) ids[t] = static_cast<double>(vocab - 1);
   }
   return ids;
