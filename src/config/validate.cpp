@@ -68,6 +68,11 @@ void Validator::check_built() {
     const std::string& built = field.options().GetExtension(config::built);
     if (key.starts_with("curriculum.stages[")) return;  // the list itself is refused below
     if (built == "unset") {
+      // A resolved configuration names every key, with the defaults of those that it does not set.
+      const pb::Message& defaults =
+          *pb::MessageFactory::generated_factory()->GetPrototype(parent.GetDescriptor());
+      if (field.has_default_value() && value_text(parent, field) == value_text(defaults, field))
+        return;
       add(key, "is not built yet", fmt::format("leave {} out", key));
       return;
     }

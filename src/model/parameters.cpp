@@ -47,6 +47,11 @@ void ParameterStore::allocate(const ParameterArenas& arenas, DType compute) {
   }
 }
 
+void ParameterStore::allocate_working(Arena& weights, DType compute) {
+  const Tensor working = weights.take(compute, {padded_}, "weights.working");
+  for (Parameter& p : parameters_) p.working = slice(working, p);
+}
+
 void ParameterStore::initialize(std::uint64_t seed, Backend& backend) {
   Kernels& k = backend.kernels();
   std::vector<float> host;

@@ -50,6 +50,8 @@ class ParameterStore {
   // References stay valid. A name is added once.
   Parameter& add(std::string name, Shape shape, ParameterInit init);
   void allocate(const ParameterArenas& arenas, DType compute);
+  // Working copies alone, for passes without gradients: what trains a parameter stays undefined.
+  void allocate_working(Arena& weights, DType compute);
 
   // Fills masters from a counter RNG of (seed, name, element): the same on every rank and for any
   // sharding; moments and gradients become zero. Device memory is written through `staging`-free

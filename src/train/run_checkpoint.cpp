@@ -15,16 +15,16 @@ std::array<Named, 3> tensors_of(const Parameter& p) {
   return {{{p.name, p.master}, {"adamw.m/" + p.name, p.m}, {"adamw.v/" + p.name, p.v}}};
 }
 
-void check_shape(const io::TensorEntry& entry, const Parameter& p, const std::string& where) {
-  bool same = entry.shape_size() == p.shape.num_dims();
-  for (int i = 0; same && i < entry.shape_size(); ++i) same = entry.shape(i) == p.shape[i];
+void check_shape(const io::TensorEntry& entry, const Shape& shape, const std::string& where) {
+  bool same = entry.shape_size() == shape.num_dims();
+  for (int i = 0; same && i < entry.shape_size(); ++i) same = entry.shape(i) == shape[i];
   if (same) return;
   std::string saved;
   for (const std::int64_t extent : entry.shape()) saved += fmt::format("{} ", extent);
   throw Error(
       ExitCode::kBadData,
       {.what = fmt::format("tensor {} has shape ( {}) in the checkpoint and {} in the model",
-                           entry.name(), saved, p.shape.to_string()),
+                           entry.name(), saved, shape.to_string()),
        .where = where,
        .fix = "use the model keys that the checkpoint was made with"});
 }
@@ -73,20 +73,25 @@ std::vector<TensorPiece> Snapshot::take(Engine& engine) {
   return pieces;
 }
 
-void restore(Engine& engine, const CheckpointReader& reader) {
+void read_tensor(const CheckpointReader& reader, const std::string& name, const Shape& shape,
+                 float* host) {
   const std::string where = fmt::format("checkpoint of step {}", reader.manifest().step());
+  const io::TensorEntry* entry = reader.find(name);
+  if (entry == nullptr)
+    throw Error(ExitCode::kBadData,
+                {.what = fmt::format("the checkpoint holds no tensor {}", name),
+                 .where = where,
+                 .fix = "use the model keys that the checkpoint was made with"});
+  check_shape(*entry, shape, where);
+  reader.read(name, 0, host_tensor(host, {shape.numel()}));
+}
+
+void restore(Engine& engine, const CheckpointReader& reader) {
   std::vector<float> host;
   for (const Parameter& p : engine.parameters().parameters()) {
     host.resize(static_cast<std::size_t>(p.numel()));
     for (const Named& t : tensors_of(p)) {
-      const io::TensorEntry* entry = reader.find(t.name);
-      if (entry == nullptr)
-        throw Error(ExitCode::kBadData,
-                    {.what = fmt::format("the checkpoint holds no tensor {}", t.name),
-                     .where = where,
-                     .fix = "use the model keys that the checkpoint was made with"});
-      check_shape(*entry, p, where);
-      reader.read(t.name, 0, host_tensor(host.data(), {p.numel()}));
+      read_tensor(reader, t.name, p.shape, host.data());
       engine.backend().device().copy(t.tensor.data, reinterpret_cast<const std::byte*>(host.data()),
                                      t.tensor.bytes(), engine.backend().stream());
       engine.backend().stream().synchronize();

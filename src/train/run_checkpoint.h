@@ -6,6 +6,7 @@
 //   restore(engine, CheckpointReader(path));             // any number of ranks
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "io/checkpoint.h"
@@ -37,6 +38,11 @@ class Snapshot {
   std::unique_ptr<Stream> copies_;
   std::unique_ptr<Event> begun_, done_;
 };
+
+// The f32 tensor `name`, whole, to `host`. Throws Error(kBadData) when the checkpoint lacks it or
+// holds it in another shape.
+void read_tensor(const CheckpointReader& reader, const std::string& name, const Shape& shape,
+                 float* host);
 
 // Masters, moments and step counters from a checkpoint; the compute copies follow. Throws
 // Error(kBadData) when a tensor is missing or has another shape.

@@ -553,5 +553,14 @@ TEST(Resume, OnlyWhatCannotChangeConflicts) {
             conflicts.end());
 }
 
+// config.resolved.yaml starts the same run again, though it names the defaults of every key.
+TEST(Validate, AResolvedConfigurationIsValid) {
+  const RunConfig first = resolved({});
+  const LoadResult again = check_config(read_config(to_yaml(first), "resolved.yaml", {}),
+                                        {.num_ranks = 2, .need_files = false});
+  EXPECT_EQ(errors(again), "");
+  EXPECT_EQ(to_yaml(again.loaded.config), to_yaml(first));
+}
+
 }  // namespace
 }  // namespace farspan
