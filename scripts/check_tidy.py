@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "cpu"
 CACHE = ROOT / "build" / "tidy"
+# As scripts/setup.sh fetches it.
+VERSION = "23.1.4"
+TIDY = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / (
+    f"farspan/clang-tidy/{VERSION}/bin/clang-tidy")
 
 
 def fail(text):
@@ -59,10 +62,12 @@ def flags_for_clang(command):
     return [f"--extra-arg=-idirafter{folder}"]
 
 
-def content_key(source, command, deps, version):
+def content_key(source, command, deps):
     digest = hashlib.sha256()
-    digest.update(version.encode())
-    digest.update((ROOT / ".clang-tidy").read_bytes())
+    digest.update(VERSION.encode())
+    for folder in Path(source).parents:
+        if folder.is_relative_to(ROOT) and (folder / ".clang-tidy").is_file():
+            digest.update((folder / ".clang-tidy").read_bytes())
     digest.update(command.encode())
     ours = {os.path.normpath(os.path.join(BUILD, d)) for d in deps}
     for file in sorted(f for f in ours | {source} if f.startswith(str(ROOT))):
@@ -75,7 +80,7 @@ def content_key(source, command, deps, version):
 def run_one(entry):
     started = time.monotonic()
     result = subprocess.run(
-        ["clang-tidy", "--quiet", "-p", str(BUILD), *flags_for_clang(entry["command"]),
+        [str(TIDY), "--quiet", "-p", str(BUILD), *flags_for_clang(entry["command"]),
          "--extra-arg=-Wno-unknown-warning-option", "--extra-arg=-Wno-ignored-optimization-argument",
          entry["file"]], capture_output=True, text=True, cwd=ROOT)
     text = result.stdout.strip()
@@ -90,12 +95,11 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--slowest", action="store_true", help="list the five slowest files")
     options = parser.parse_args()
-    if not shutil.which("clang-tidy"):
-        fail("clang-tidy is not installed; run scripts/setup.sh")
+    if not os.access(TIDY, os.X_OK):
+        fail(f"no clang-tidy {VERSION} at {TIDY}; run scripts/setup.sh")
     if not (BUILD / "compile_commands.json").is_file():
         fail("no build/cpu: cmake --preset cpu && cmake --build --preset cpu")
     wanted = [str((ROOT / p).resolve()) for p in options.paths]
-    version = subprocess.run(["clang-tidy", "--version"], capture_output=True, text=True).stdout
     deps = dependencies()
     CACHE.mkdir(parents=True, exist_ok=True)
     todo, clean, seen = [], 0, set()
@@ -105,8 +109,7 @@ def main():
         if not inside or file in seen or str(BUILD) in file or not file.endswith(".cpp"):
             continue
         seen.add(file)
-        entry["key"] = content_key(file, entry["command"], deps.get(object_of(entry["command"]), []),
-                                   version)
+        entry["key"] = content_key(file, entry["command"], deps.get(object_of(entry["command"]), []))
         if (CACHE / entry["key"]).exists():
             clean += 1
         else:

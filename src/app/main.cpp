@@ -35,7 +35,7 @@ std::vector<std::string> command_names(const CLI::App& app) {
 // CLI11 would only say that an argument was not expected.
 void refuse_unknown_command(const CLI::App& app, const std::string& word) {
   const std::vector<std::string> names = command_names(app);
-  if (word.starts_with("-") || std::find(names.begin(), names.end(), word) != names.end()) return;
+  if (word.starts_with('-') || std::find(names.begin(), names.end(), word) != names.end()) return;
   const std::vector<std::string> near = farspan::nearest(word, names);
   const std::string meant = near.empty() ? "" : farspan::did_you_mean(near) + " ";
   std::string list;

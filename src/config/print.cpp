@@ -125,11 +125,11 @@ std::string json_object(const pb::Message& message, const std::string& indent) {
     } else if (!field.is_repeated()) {
       out += json_object(r.GetMessage(message, &field), inner);
     } else {
-      out += "[";
+      out += '[';
       for (int item = 0; item < r.FieldSize(message, &field); ++item)
         out += (item == 0 ? "" : ", ") +
                json_object(r.GetRepeatedMessage(message, &field, item), inner);
-      out += "]";
+      out += ']';
     }
   }
   return out + "\n" + indent + "}";

@@ -89,7 +89,7 @@ TEST_F(Import, TextOfAnyBytes) {
 
 // Lines and documents longer than every buffer, and borders at every place of a buffer.
 TEST_F(Import, LongText) {
-  std::string text, expected;
+  std::string text;
   std::vector<std::string> documents;
   const CounterRng rng(2, 2);
   for (std::uint64_t d = 0; d < 12; ++d) {

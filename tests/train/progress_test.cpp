@@ -53,7 +53,7 @@ TEST(Progress, BarFitsEveryWidth) {
     screen.time += 500;
     progress.step(at(500));
     const std::string drawn = screen.take();
-    ASSERT_TRUE(drawn.starts_with("\r") && drawn.ends_with("\x1b[K")) << drawn;
+    ASSERT_TRUE(drawn.starts_with('\r') && drawn.ends_with("\x1b[K")) << drawn;
     const std::string visible = drawn.substr(1, drawn.size() - 4);
     EXPECT_LE(static_cast<int>(visible.size()), std::max(1, width - 1)) << visible;
     if (width >= 45) {
