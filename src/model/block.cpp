@@ -61,7 +61,7 @@ void Block::norm_backward(Parameter& gain, Tensor x, Tensor rstd, Tensor dy_sum,
 
 void Block::rotate(Tensor x, const RopeTables& rope, const TokenTile& tile, bool inverse,
                    const StepContext& ctx) const {
-  if (!rope.cos.defined()) return;
+  if (!rope.cos.defined() || attention(ctx).rotates()) return;
   ctx.kernels().rope_apply({.x = x,
                             .cos = rope.cos.rows(tile.begin, tile.count),
                             .sin = rope.sin.rows(tile.begin, tile.count),
@@ -106,7 +106,7 @@ void Block::compute_qkv(Saved& s, const RopeTables& rope, const RecomputePolicy&
   if (!done.y.defined() && policy.of(Activation::kNorm) == Keep::kSave)
     s.norm = take_norm(ctx.saved, dtype, tokens);
   // What an exchange leaves behind is not kept.
-  Arena& local = attention_->spreads() ? ctx.scratch : arena_of(Activation::kQkv, policy, ctx);
+  Arena& local = attention(ctx).spreads() ? ctx.scratch : arena_of(Activation::kQkv, policy, ctx);
   const AttentionInputs in{.q = local.take(dtype, {tokens, num_heads_, head_dim_}, "block.q"),
                            .k = local.take(dtype, {tokens, num_kv_heads_, head_dim_}, "block.k"),
                            .v = local.take(dtype, {tokens, num_kv_heads_, head_dim_}, "block.v")};
@@ -129,7 +129,7 @@ void Block::compute_qkv(Saved& s, const RopeTables& rope, const RecomputePolicy&
     }
   }
   const AttentionInputs spread =
-      attention_->spread(in, arena_of(Activation::kQkv, policy, ctx), ctx);
+      attention(ctx).spread(in, arena_of(Activation::kQkv, policy, ctx), ctx);
   s.q = spread.q;
   s.k = spread.k;
   s.v = spread.v;
@@ -145,8 +145,8 @@ void Block::compute_attention(Saved& s, const RopeTables& rope, const RecomputeP
     return arena_of(Activation::kAttention, policy, ctx).take(dtype, shape, name);
   };
   s.attention = take(s.x.dtype, {s.x.shape[0], num_heads_, head_dim_}, "block.attention");
-  s.lse = take(DType::kF32, attention_->lse_shape(in), "block.lse");
-  attention_->forward(in, s.attention, s.lse, rope.bias, ctx);
+  s.lse = take(DType::kF32, attention(ctx).lse_shape(in), "block.lse");
+  attention(ctx).forward(in, s.attention, s.lse, rope.bias, ctx);
   if (!offload) return;
   ctx.stash->put("block.attention", layer_);
   ctx.stash->put("block.lse", layer_);
@@ -225,7 +225,7 @@ void Block::forward_mlp(Saved& s, Tensor out, const RecomputePolicy& policy,
 
 Block::Saved Block::forward(Tensor x, Tensor out, const RopeTables& rope,
                             const RecomputePolicy& policy, const StepContext& step) const {
-  const StepContext ctx = step.with_pattern(pattern_);
+  const StepContext ctx = step.for_layer(layer_, pattern_);
   auto scope = ctx.scratch.scope();
   Saved s;
   s.x = x;
@@ -252,7 +252,7 @@ Block::Saved Block::forward(Tensor x, Tensor out, const RopeTables& rope,
 
 void Block::backward(const Saved& saved, Tensor grad, const RopeTables& rope,
                      const StepContext& step) const {
-  const StepContext ctx = step.with_pattern(pattern_);
+  const StepContext ctx = step.for_layer(layer_, pattern_);
   auto scope = ctx.scratch.scope();
   Saved s = saved;
   const RecomputePolicy to_scratch = RecomputePolicy::forward_only();
@@ -311,8 +311,8 @@ void Block::backward_attention(const Saved& s, Tensor grad, const RopeTables& ro
     const Tensor dattention = scratch.take(s.x.dtype, s.attention.shape, "block.dattention");
     const Shape flat{tokens, num_heads_ * head_dim_};
     o_.backward(s.attention.view(flat), grad, dattention.view(flat), GradMode::kOverwrite, ctx);
-    attention_->backward({.q = s.q, .k = s.k, .v = s.v}, s.attention, s.lse, dattention, rope.bias,
-                         sums, ctx);
+    attention(ctx).backward({.q = s.q, .k = s.k, .v = s.v}, s.attention, s.lse, dattention,
+                            rope.bias, sums, ctx);
   }
   backward_qkv(s, sums, grad, rope, ctx);
 }

@@ -94,6 +94,10 @@ class Block {
   void norm_backward(Parameter& gain, Tensor x, Tensor rstd, Tensor dy_sum, Tensor grad,
                      const StepContext& ctx) const;
 
+  const Attention& attention(const StepContext& ctx) const {
+    return ctx.attention != nullptr ? *ctx.attention : *attention_;
+  }
+
   const Attention* attention_;
   int pattern_;  // of ctx.plans
   int layer_;

@@ -12,6 +12,7 @@
 #include "model/block.h"
 #include "model/loss_head.h"
 #include "model/position.h"
+#include "parallel/long_attention.h"
 
 namespace farspan {
 
@@ -39,6 +40,9 @@ class Transformer {
   // f32 logits (1, V) of the token in local row `row` (one rank, generation).
   void logits(const TokenTensors& batch, std::int64_t row, Tensor logits,
               const StepContext& ctx) const;
+
+  // How queries and keys are turned; inv_freq is undefined where nothing is.
+  Rotary rotary() const { return {.inv_freq = inv_freq_, .scale = table_.attention_scale}; }
 
  private:
   RopeTables rope_tables(const TokenTensors& batch, Arena& arena, const StepContext& ctx) const;

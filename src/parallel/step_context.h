@@ -13,6 +13,8 @@
 
 namespace farspan {
 
+class Attention;
+
 struct StepContext {
   Backend& backend;
   Arena& saved;      // lives from a micro-batch's forward to the end of its backward
@@ -29,13 +31,17 @@ struct StepContext {
   std::int64_t token_tile = 8192;
   HostStash* stash = nullptr;  // with a policy that offloads
   bool deterministic = true;   // parallel.deterministic
+  int layer = 0;               // the layer at hand
+  // Takes the place of the model's own: generation attends to kept keys (parallel/kv_cache.h).
+  const Attention* attention = nullptr;
 
   Kernels& kernels() const { return backend.kernels(); }
   Stream& stream() const { return backend.stream(); }
   const AttentionPlan& plan() const { return plans[static_cast<std::size_t>(pattern)]; }
-  StepContext with_pattern(int index) const {
+  StepContext for_layer(int index, int its_pattern) const {
     StepContext other = *this;
-    other.pattern = index;
+    other.layer = index;
+    other.pattern = its_pattern;
     return other;
   }
 };

@@ -9,10 +9,10 @@ namespace farspan {
 
 ForwardEngine::ForwardEngine(const config::RunConfig& config, Backend& backend, const Mesh& mesh,
                              const Sizes& sizes, Trace& trace)
-    : backend_(backend),
+    : config_(config),
+      backend_(backend),
       mesh_(mesh),
       trace_(trace),
-      token_tile_(config.train().token_tile()),
       weights_(backend.device(), sizes.weights, "weights"),
       scratch_(std::make_unique<Arena>(backend.device(), sizes.scratch, "scratch")),
       attention_(make_attention(config.parallel().attention(), config.parallel().invariant())),
@@ -50,7 +50,7 @@ StepContext ForwardEngine::context(std::span<const AttentionPlan> plans) {
           .mesh = mesh_,
           .plans = plans,
           .trace = trace_,
-          .token_tile = token_tile_};
+          .token_tile = config_.train().token_tile()};
 }
 
 void ForwardEngine::read(const Tensor& from, void* to) {

@@ -35,9 +35,11 @@ class ForwardEngine {
   ForwardEngine(const config::RunConfig& config, Backend& backend, const Mesh& mesh,
                 const Sizes& sizes, Trace& trace);
 
+  const config::RunConfig& config() const { return config_; }
   const Transformer& model() const { return model_; }
   Backend& backend() const { return backend_; }
   const Mesh& mesh() const { return mesh_; }
+  Trace& trace() const { return trace_; }
   ParameterStore& parameters() { return parameters_; }
   const Arena& weights() const { return weights_; }
   // Empty between passes.
@@ -57,10 +59,10 @@ class ForwardEngine {
   void read(const Tensor& from, void* to);
 
  private:
+  const config::RunConfig& config_;
   Backend& backend_;
   const Mesh& mesh_;
   Trace& trace_;
-  std::int64_t token_tile_;
   Arena weights_;
   std::unique_ptr<Arena> scratch_;
   std::unique_ptr<Attention> attention_;

@@ -1,107 +1,100 @@
 #include "train/generate.h"
 
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 
+#include "comm/agree.h"
 #include "comm/factory.h"
 #include "core/rng.h"
 #include "train/engine.h"
-#include "train/micro_batch.h"
 
 namespace farspan {
 namespace {
 
-// Runs logits() over a window of fixed length: causality makes what lies after a token
-// irrelevant to it.
-class Window {
- public:
-  Window(const Transformer& model, Backend& backend, const Sharding& sharding, std::int64_t vocab,
-         std::int64_t length, std::size_t scratch_bytes)
-      : model_(model),
-        backend_(backend),
-        comm_(make_self_communicator()),
-        mesh_(*comm_, 1, 1),
-        scratch_(backend.device(), scratch_bytes, "generate"),
-        micro_(shard(numbered_batch(length), sharding)),
-        order_(micro_.tokens),
-        tokens_(scratch_.take(DType::kI32, {length}, "tokens")),
-        positions_(scratch_.take(DType::kI32, {length}, "positions")),
-        logits_(scratch_.take(DType::kF32, {1, vocab}, "logits")) {
-    put(positions_, micro_.positions);
-  }
-
-  // Logits after the token with this index.
-  void run(const std::vector<std::int32_t>& tokens, std::int64_t index) {
-    std::vector<std::int32_t> local;
-    for (const std::int32_t i : order_) local.push_back(tokens[static_cast<std::size_t>(i)]);
-    const std::int64_t row = std::find(order_.begin(), order_.end(), index) - order_.begin();
-    put(tokens_, local);
-    const StepContext ctx{.backend = backend_,
-                          .saved = scratch_,
-                          .scratch = scratch_,
-                          .mesh = mesh_,
-                          .plans = micro_.plans,
-                          .trace = trace_,
-                          .row_blocks = micro_.row_blocks};
-    model_.logits({.tokens = tokens_, .labels = {}, .positions = positions_}, row, logits_, ctx);
-  }
-
-  std::vector<float> logits() {
-    std::vector<float> host(static_cast<std::size_t>(logits_.numel()));
-    backend_.device().copy(reinterpret_cast<std::byte*>(host.data()), logits_.data, logits_.bytes(),
-                           backend_.stream());
-    backend_.stream().synchronize();
-    return host;
-  }
-
-  std::size_t high_water() const { return scratch_.high_water(); }
-
- private:
-  // One document whose tokens are their indices.
-  static Batch numbered_batch(std::int64_t length) {
-    Batch batch = blank_batch(1, length);
-    std::iota(batch.tokens.begin(), batch.tokens.end(), 0);
-    return batch;
-  }
-
-  void put(Tensor device, const std::vector<std::int32_t>& host) {
-    backend_.device().copy(device.data, reinterpret_cast<const std::byte*>(host.data()),
-                           device.bytes(), backend_.stream());
-  }
-
-  const Transformer& model_;
-  Backend& backend_;
-  std::unique_ptr<Communicator> comm_;
-  Mesh mesh_;
-  Trace trace_;
-  Arena scratch_;
-  MicroBatch micro_;
-  std::vector<std::int32_t> order_;  // [row]: index of its token (a pattern may order rows anew)
-  Tensor tokens_, positions_, logits_;
-};
-
-// The model's own patterns on one rank.
-Sharding one_rank(const config::RunConfig& config) {
-  Sharding sharding = Sharding::from(config, {});
-  sharding.layout = LayoutKind::kContiguous;
-  return sharding;
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-std::size_t scratch_bytes(const config::RunConfig& config, std::int64_t length) {
-  const auto backend = make_backend({.kind = DeviceKind::kDry});
-  Arena weights(backend->device(), kDryCapacity, "weights");
-  Arena gradients(backend->device(), kDryCapacity, "gradients");
-  const auto attention =
-      make_attention(config.parallel().attention(), config.parallel().invariant());
-  ParameterStore parameters;
-  Transformer model(config.model(), compute_dtype(config), parameters, *attention);
-  parameters.allocate({weights, gradients, nullptr}, compute_dtype(config));
-  model.allocate(weights, *backend);
-  Window window(model, *backend, one_rank(config), config.model().vocab_size(), length,
-                kDryCapacity);
-  window.run(std::vector<std::int32_t>(static_cast<std::size_t>(length)), length - 1);
-  return window.high_water();
+CachedModelOptions cached_options(std::size_t prompt, const GenerateOptions& options) {
+  const auto first = static_cast<std::int64_t>(prompt);
+  return {.prompt = first,
+          .tokens = first + options.max_new_tokens,
+          .chunk = options.chunk,
+          .long_attention = options.long_attention};
+}
+
+// What rank 0 has decided about one token.
+struct Decision {
+  std::int32_t token = 0;
+  bool keep = true;   // it belongs to the text
+  bool go_on = true;  // after it
+};
+
+// Rank 0's decision on every rank. Collective.
+Decision agree(const ModelOnRank& on, const Decision& mine) {
+  if (on.mesh.world().size() == 1) return mine;
+  auto scope = on.scratch.scope();
+  const Tensor t = on.scratch.take(DType::kI32, {3}, "generate.decision");
+  std::array<std::int32_t, 3> host{mine.token, mine.keep ? 1 : 0, mine.go_on ? 1 : 0};
+  Stream& stream = on.backend.stream();
+  Device& device = on.backend.device();
+  device.copy(t.data, reinterpret_cast<const std::byte*>(host.data()), t.bytes(), stream);
+  on.mesh.world().broadcast(t, 0, stream).wait();
+  device.copy(reinterpret_cast<std::byte*>(host.data()), t.data, t.bytes(), stream);
+  stream.synchronize();
+  return {.token = host[0], .keep = host[1] != 0, .go_on = host[2] != 0};
+}
+
+// Takes from the arena what generate_on takes: the prompt's passes, and one of a later token.
+void rehearse(const ModelOnRank& on, std::size_t prompt, const GenerateOptions& options) {
+  CachedModel cached(on, cached_options(prompt, options));
+  cached.logits_after(std::vector<std::int32_t>(prompt, 0));
+  agree(on, {});
+  const std::array<std::int32_t, 1> next{0};
+  cached.logits_after(next);
+}
+
+void check_prompt(std::span<const std::int32_t> prompt, std::int64_t vocab_size) {
+  FARSPAN_CHECK(!prompt.empty());
+  for (const std::int32_t id : prompt)
+    if (id < 0 || id >= vocab_size)
+      throw Error(ExitCode::kUsage,
+                  {.what = fmt::format("token id {} of the prompt is outside the model's "
+                                       "vocabulary of {}",
+                                       id, vocab_size),
+                   .where = "--prompt",
+                   .fix = "use the tokenizer that the model was trained with"});
+}
+
+Generated generate_on(const ModelOnRank& on, std::span<const std::int32_t> prompt,
+                      const GenerateOptions& options, const OnToken& on_token) {
+  const auto begin = std::chrono::steady_clock::now();
+  CachedModel cached(on, cached_options(prompt.size(), options));
+  const CounterRng rng(options.seed, stream_id("generate"));
+  const bool lead = on.mesh.world().rank() == 0;
+  Generated out;
+  std::vector<float> logits = cached.logits_after(prompt);
+  out.seconds_prefill = seconds_since(begin);
+  const auto decoding = std::chrono::steady_clock::now();
+  for (std::int64_t left = options.max_new_tokens; left > 0; --left) {
+    Decision mine;
+    if (lead) {
+      mine.token = sample_token(logits, options.temperature, options.top_p,
+                                rng.uniform(static_cast<std::uint64_t>(cached.length())));
+      mine.keep = mine.token != options.stop_token;
+      mine.go_on = mine.keep && left > 1;
+      if (mine.keep && on_token && !on_token(mine.token)) mine.go_on = false;
+    }
+    const Decision next = agree(on, mine);
+    if (next.keep) out.tokens.push_back(next.token);
+    if (!next.go_on) break;
+    logits = cached.logits_after({&next.token, 1});
+  }
+  out.seconds_decode = seconds_since(decoding);
+  return out;
 }
 
 }  // namespace
@@ -129,27 +122,37 @@ std::int32_t sample_token(std::span<const float> logits, double temperature, dou
   return static_cast<std::int32_t>(order[kept - 1]);
 }
 
-std::vector<std::int32_t> generate(const config::RunConfig& config, const Transformer& model,
-                                   Backend& backend, std::span<const std::int32_t> prompt,
-                                   const GenerateOptions& options) {
-  FARSPAN_CHECK(!prompt.empty());
-  const auto start = static_cast<std::int64_t>(prompt.size());
-  const std::int64_t length = start + options.max_new_tokens;
-  Window window(model, backend, one_rank(config), config.model().vocab_size(), length,
-                scratch_bytes(config, length));
-  std::vector<std::int32_t> tokens(prompt.begin(), prompt.end());
-  tokens.resize(static_cast<std::size_t>(length), 0);
-  const CounterRng rng(options.seed, stream_id("generate"));
-  std::vector<std::int32_t> out;
-  for (std::int64_t t = start; t < length; ++t) {
-    window.run(tokens, t - 1);
-    const std::int32_t next = sample_token(window.logits(), options.temperature, options.top_p,
-                                           rng.uniform(static_cast<std::uint64_t>(t)));
-    if (next == options.stop_token) break;
-    tokens[static_cast<std::size_t>(t)] = next;
-    out.push_back(next);
+Generated generate(InferenceModel& model, std::span<const std::int32_t> prompt,
+                   const GenerateOptions& options, const OnToken& on_token) {
+  together(model.world(), [&] {
+    check_prompt(prompt, model.config().model().vocab_size());
+    model.reserve(
+        [&](ForwardEngine& engine) { rehearse(on_rank(engine), prompt.size(), options); });
+  });
+  return generate_on(on_rank(model.engine()), prompt, options, on_token);
+}
+
+Generated generate(const config::RunConfig& config, const Transformer& model, Backend& backend,
+                   std::span<const std::int32_t> prompt, const GenerateOptions& options) {
+  check_prompt(prompt, config.model().vocab_size());
+  const auto comm = make_self_communicator();
+  const Mesh mesh(*comm, 1, 1);
+  Trace trace;
+  std::size_t bytes = 0;
+  {
+    const auto dry = make_backend({.kind = DeviceKind::kDry, .dry_target = backend.target()});
+    ForwardEngine engine(config, *dry, mesh, {}, trace);
+    rehearse(on_rank(engine), prompt.size(), options);
+    bytes = engine.scratch().high_water();
   }
-  return out;
+  Arena scratch(backend.device(), bytes, "generate");
+  return generate_on({.config = config,
+                      .model = model,
+                      .backend = backend,
+                      .mesh = mesh,
+                      .scratch = scratch,
+                      .trace = trace},
+                     prompt, options, {});
 }
 
 }  // namespace farspan

@@ -32,15 +32,15 @@ std::string TrainingRun::sample() {
   const auto tokenizer = make_tokenizer("bytes");
   const std::vector<std::int32_t> prompt = data_->prompt(32);
   if (prompt.empty()) return {};
-  const auto ids = generate(config_, engine_->model(), *backend_, prompt,
-                            {.max_new_tokens = 160,
-                             .temperature = 0.7,
-                             .top_p = 0.95,
-                             .seed = config_.seed(),
-                             .stop_token = data_->tokenizer().eos});
+  const Generated generated = generate(config_, engine_->model(), *backend_, prompt,
+                                       {.max_new_tokens = 160,
+                                        .temperature = 0.7,
+                                        .top_p = 0.95,
+                                        .seed = config_.seed(),
+                                        .stop_token = data_->tokenizer().eos});
   std::string text;
   tokenizer->decode(prompt, text);
-  tokenizer->decode(ids, text);
+  tokenizer->decode(generated.tokens, text);
   return text;
 }
 
