@@ -45,6 +45,7 @@ class Validator : private Rules {
   void check_device();
   void check_names();
   void check_model();
+  void check_origin(const std::string& path);
   void check_heads();
   void check_mesh();
   void check_batch();
@@ -103,6 +104,17 @@ void Validator::check_device() {
       .note = !options_.need_files;
 }
 
+// Whose weights a run starts with.
+void Validator::check_origin(const std::string& path) {
+  std::error_code error;
+  if (fs::is_directory(path, error)) return;
+  add("model.from",
+      path.empty() ? std::string("is empty") : fmt::format("there is no folder {}", path),
+      "name the folder of a run, such as runs/quickstart, or of one of its checkpoints; leave it "
+      "out to start with new weights")
+      .note = !options_.need_files && !path.empty();
+}
+
 void Validator::check_names() {
   if (config_.name().empty()) add("name", "is empty", "give the run a name");
   const bool implied_dir = config_.output_dir() == "runs/" + config_.name();
@@ -112,7 +124,7 @@ void Validator::check_names() {
 
 void Validator::check_model() {
   const config::Model& model = config_.model();
-  if (model.has_from()) return;  // refused as not built; its model gives the rest
+  if (model.has_from()) check_origin(model.from());
   struct Need {
     const char* key;
     bool given;

@@ -46,7 +46,8 @@ class Attention {
                                  const StepContext& ctx) const = 0;
   // Whether spread() makes new tensors: then its argument is not needed any more.
   virtual bool spreads() const { return false; }
-  // Whether q and k come as they were projected, to be rotated here: each by more than one position.
+  // Whether q and k come as they were projected, to be rotated here: each by more than one
+  // position.
   virtual bool rotates() const { return false; }
   // (Hq', T'): the log-sum-exps are kept where they were computed.
   virtual Shape lse_shape(const AttentionInputs& spread) const {

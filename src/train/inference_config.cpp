@@ -44,6 +44,7 @@ bool is_read(const std::string& key) {
 config::RunConfig without_training(const config::RunConfig& trained) {
   config::RunConfig out = trained;
   out.clear_device_memory();
+  out.mutable_model()->clear_from();
   out.clear_optimizer();
   out.clear_schedule();
   out.clear_parallel();

@@ -29,6 +29,17 @@ void check_shape(const io::TensorEntry& entry, const Shape& shape, const std::st
        .fix = "use the model keys that the checkpoint was made with"});
 }
 
+// By way of `host`, which grows to the largest tensor.
+void load_tensor(const Named& t, Engine& engine, const CheckpointReader& reader,
+                 std::vector<float>& host) {
+  host.resize(static_cast<std::size_t>(t.tensor.numel()));
+  read_tensor(reader, t.name, t.tensor.shape, host.data());
+  Backend& backend = engine.backend();
+  backend.device().copy(t.tensor.data, reinterpret_cast<const std::byte*>(host.data()),
+                        t.tensor.bytes(), backend.stream());
+  backend.stream().synchronize();
+}
+
 }  // namespace
 
 Snapshot::Snapshot(Engine& engine, const Communicator& world)
@@ -86,17 +97,17 @@ void read_tensor(const CheckpointReader& reader, const std::string& name, const 
   reader.read(name, 0, host_tensor(host, {shape.numel()}));
 }
 
+void restore_weights(Engine& engine, const CheckpointReader& reader) {
+  std::vector<float> host;
+  for (const Parameter& p : engine.parameters().parameters())
+    load_tensor({p.name, p.master}, engine, reader, host);
+  engine.parameters().refresh_working(engine.backend());
+}
+
 void restore(Engine& engine, const CheckpointReader& reader) {
   std::vector<float> host;
-  for (const Parameter& p : engine.parameters().parameters()) {
-    host.resize(static_cast<std::size_t>(p.numel()));
-    for (const Named& t : tensors_of(p)) {
-      read_tensor(reader, t.name, p.shape, host.data());
-      engine.backend().device().copy(t.tensor.data, reinterpret_cast<const std::byte*>(host.data()),
-                                     t.tensor.bytes(), engine.backend().stream());
-      engine.backend().stream().synchronize();
-    }
-  }
+  for (const Parameter& p : engine.parameters().parameters())
+    for (const Named& t : tensors_of(p)) load_tensor(t, engine, reader, host);
   const io::TrainState& state = reader.manifest().state();
   engine.optimizer().set_counters(state.applied_steps(), state.skipped_steps(), engine.backend());
   engine.parameters().refresh_working(engine.backend());

@@ -44,6 +44,10 @@ class Snapshot {
 void read_tensor(const CheckpointReader& reader, const std::string& name, const Shape& shape,
                  float* host);
 
+// Masters from a checkpoint of any run whose model has these shapes, and the compute copies. Throws
+// Error(kBadData) as restore() does.
+void restore_weights(Engine& engine, const CheckpointReader& reader);
+
 // Masters, moments and step counters from a checkpoint; the compute copies follow. Throws
 // Error(kBadData) when a tensor is missing or has another shape.
 void restore(Engine& engine, const CheckpointReader& reader);

@@ -74,6 +74,7 @@ class TrainingRun {
   void allocate();
   std::optional<std::filesystem::path> choose_checkpoint();
   void load(const std::optional<std::filesystem::path>& checkpoint);
+  void load_origin(const std::filesystem::path& origin);
   void check_compatible(const io::Manifest& manifest,
                         const std::filesystem::path& checkpoint) const;
   void open_reports();

@@ -7,6 +7,7 @@
 #include "train/auto_sharding.h"
 #include "train/device_overhead.h"
 #include "train/dry_run.h"
+#include "train/inference_model.h"
 #include "train/training_run.h"
 
 namespace farspan {
@@ -26,6 +27,10 @@ void TrainingRun::prepare() {
   allocate();
   const std::optional<fs::path> checkpoint = choose_checkpoint();
   together(world_, [&] { load(checkpoint); });
+  if (!checkpoint && config_.model().has_from()) {
+    const fs::path origin = find_checkpoint(config_.model().from(), log_, world_);
+    together(world_, [&] { load_origin(origin); });
+  }
   CheckpointWriter::Options writer{.folder = folder_ / "checkpoints"};
   writer.keep_last = static_cast<int>(config_.checkpoint().keep_last());
   writer.keep_every = config_.checkpoint().keep_every();
@@ -163,6 +168,13 @@ void TrainingRun::load(const std::optional<fs::path>& checkpoint) {
   resumed_from_ = *checkpoint;
   skipped_ = state.skipped_steps();
   log_.info("resuming from {} (step {}, {} tokens)", checkpoint->string(), step_, tokens_);
+}
+
+// Another run's weights; the optimizer, the step and the data start anew.
+void TrainingRun::load_origin(const fs::path& origin) {
+  const CheckpointReader reader(origin);
+  restore_weights(*engine_, reader);
+  log_.info("weights of {} (step {})", origin.string(), reader.manifest().step());
 }
 
 void TrainingRun::check_compatible(const io::Manifest& manifest, const fs::path& checkpoint) const {

@@ -382,7 +382,6 @@ TEST(Validate, RepeatableOrNot) {
 
 TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
   const std::pair<const char*, const char*> cases[] = {
-      {"model.from=/some/dir", "model.from"},
       {"model.position=learned", "use rope, alibi, xpos or none"},
       {"model.rope.scaling.type=longrope", "use none"},
       {"data.packing=best_fit", "use concat"},

@@ -44,6 +44,36 @@ class RunFolder(unittest.TestCase):
         train(self.workspace, "run", "train.steps=3", "--resume", "never")
         self.assertEqual([n for n in names(self.folder) if "superseded" not in n], ["step_00000003"])
 
+    def test_a_run_starts_with_the_weights_of_another(self):
+        train(self.workspace, "run", "train.steps=3")
+        weights = digest(self.folder).split(" optimizer ")[0]
+        still = [f"model.from={self.folder}", "optimizer.lr=0", "train.steps=2", "train.batch_tokens=384"]
+        for ranks in (1, 2):
+            train(self.workspace, f"next{ranks}", *still, ranks=ranks)
+            after = self.workspace.run_folder(f"next{ranks}")
+            self.assertEqual(digest(after).split(" optimizer ")[0], weights)
+            self.assertEqual([row["step"] for row in metrics(after)], [1, 2])
+        moved = self.workspace.run_folder("moved")
+        train(self.workspace, "moved", f"model.from={self.folder}", "train.steps=2")
+        first = metrics(moved)[0]["loss"]
+        anew = self.workspace.run_folder("anew")
+        train(self.workspace, "anew", "train.steps=2")
+        self.assertLess(first, metrics(anew)[0]["loss"])
+        # The rest of a run starts from its own checkpoint.
+        train(self.workspace, "moved", f"model.from={self.folder}", "train.steps=3")
+        self.assertEqual(len(metrics(moved)), 3)
+
+    def test_weights_that_a_run_cannot_start_with(self):
+        train(self.workspace, "run", "train.steps=3")
+        for path, overrides, code, words in [
+                (self.folder / "none", [], 2, "there is no folder"),
+                (self.workspace.path, [], 2, "holds no run"),
+                (self.folder, ["model.hidden_size=64"], 3, "has shape")]:
+            result = farspan("train", self.workspace.config, f"model.from={path}", *overrides,
+                             f"output_dir={self.workspace.run_folder('refused')}", "--quiet")
+            self.assertEqual(result.returncode, code, result.stderr)
+            self.assertIn(words, result.stderr)
+
     def test_damage_to_all_checkpoints_does_not_start_the_run_anew(self):
         train(self.workspace, "run", "train.steps=6")
         for shard in (self.folder / "checkpoints").glob("*/*.h5"):
