@@ -8,7 +8,7 @@
 
 #include "core/error.h"
 #include "core/rng.h"
-#include "data/permutation.h"
+#include "data/retrieval_tasks.h"
 
 namespace farspan {
 namespace {
@@ -19,21 +19,6 @@ constexpr std::int64_t kByteVocab = 260;
   throw Error(ExitCode::kUsage,
               {.what = std::move(what), .where = std::move(where), .fix = std::move(fix)});
 }
-
-// Draws of one document, taken in order.
-class Draws {
- public:
-  Draws(std::uint64_t seed, std::string_view purpose, std::int64_t document)
-      : rng_(seed, stream_id(purpose, static_cast<std::uint64_t>(document))) {}
-  std::int64_t below(std::int64_t bound) {
-    return static_cast<std::int64_t>(rng_.below(next_++, static_cast<std::uint64_t>(bound)));
-  }
-  double uniform() { return rng_.uniform(next_++); }
-
- private:
-  CounterRng rng_;
-  std::uint64_t next_ = 0;
-};
 
 // Which ids the integer tasks use.
 struct Alphabet {
@@ -48,16 +33,6 @@ struct Alphabet {
   }
 };
 
-void append_text(std::vector<std::int32_t>& out, std::string_view text) {
-  for (char c : text) out.push_back(static_cast<std::uint8_t>(c));
-}
-
-std::string digits(Draws& draws, int count) {
-  std::string out;
-  for (int i = 0; i < count; ++i) out += static_cast<char>('0' + draws.below(10));
-  return out;
-}
-
 // Scores the last `answer` tokens and the end.
 void score_answer(SynthDocument& document, std::size_t answer, LabelMode mode) {
   if (mode == LabelMode::kAll) return;
@@ -71,58 +46,15 @@ void require_length(const SynthOptions& o, std::int64_t least) {
            fmt::format("give at least {}", least));
 }
 
-SynthDocument passkey(const SynthOptions& o, Draws& draws) {
-  constexpr std::string_view kFiller =
-      "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
-  const std::string key = digits(draws, 5);
-  const std::string fact = fmt::format("The pass key is {}. Remember it. ", key);
-  const std::string question = "What is the pass key? The pass key is ";
-  const auto fixed = static_cast<std::int64_t>(fact.size() + question.size() + key.size()) + 1;
-  require_length(o, fixed);
-  const auto filler = static_cast<std::size_t>(o.length - fixed);
-  std::string text;
-  while (text.size() < filler) text += kFiller;
-  text.erase(0, text.size() - filler);
-  // Before the sentence that a uniform depth falls in.
-  const auto depth = static_cast<std::size_t>(draws.below(static_cast<std::int64_t>(filler) + 1));
-  const auto border = text.rfind(". ", depth);
-  text.insert(border == std::string::npos ? 0 : border + 2, fact);
-  SynthDocument out;
-  append_text(out.tokens, text + question + key);
-  out.tokens.push_back(byte_tokenizer_info().eos);
-  score_answer(out, key.size(), o.labels);
+SynthDocument scored(TaskDocument task, LabelMode mode) {
+  SynthDocument out{.tokens = std::move(task.tokens), .labels = {}};
+  score_answer(out, static_cast<std::size_t>(task.answer.size()), mode);
   return out;
 }
 
-SynthDocument kv(const SynthOptions& o, Draws& draws, std::int64_t index) {
-  constexpr std::int64_t kLine = 11;      // "abcd: 1234\n"
-  constexpr std::int64_t kQuery = 12;     // "? abcd: 1234"
-  constexpr std::int64_t kKeys = 456976;  // 26^4
-  require_length(o, kLine + kQuery + 1);
-  const std::int64_t pairs = (o.length - kQuery - 1) / kLine;
-  if (pairs > kKeys)
-    refuse("--length", "there are not so many keys of four letters",
-           fmt::format("give at most {}", kKeys * kLine + kQuery + 1));
-  const Permutation keys(kKeys, o.seed,
-                         stream_id("synth.kv.keys", static_cast<std::uint64_t>(index)));
-  const std::int64_t asked = draws.below(pairs);
-  std::string text(static_cast<std::size_t>(o.length - kQuery - 1 - pairs * kLine), '\n');
-  std::string query, answer;
-  for (std::int64_t i = 0; i < pairs; ++i) {
-    std::string key(4, 'a');
-    std::uint64_t number = keys(static_cast<std::uint64_t>(i));
-    for (char& c : key) c = static_cast<char>('a' + number % 26), number /= 26;
-    const std::string value = digits(draws, 4);
-    text += fmt::format("{}: {}\n", key, value);
-    if (i != asked) continue;
-    query = fmt::format("? {}: ", key);
-    answer = value;
-  }
-  SynthDocument out;
-  append_text(out.tokens, text + query + answer);
-  out.tokens.push_back(byte_tokenizer_info().eos);
-  score_answer(out, answer.size(), o.labels);
-  return out;
+TaskVocabulary task_vocabulary(const SynthOptions& o) {
+  return o.vocab_size == kByteVocab ? TaskVocabulary::bytes()
+                                    : TaskVocabulary::integers(o.vocab_size);
 }
 
 SynthDocument copy(const SynthOptions& o, Draws& draws) {
@@ -177,9 +109,6 @@ std::int64_t spread_length(std::int64_t length, Draws& draws) {
 }
 
 void check_vocabulary(const SynthOptions& o) {
-  const bool text = o.kind == SynthKind::kPasskey || o.kind == SynthKind::kKv;
-  if (text && o.vocab_size != kByteVocab)
-    refuse("--vocab-size", "passkey and kv are text of bytes", "leave it out (260)");
   if (o.vocab_size < 6 || o.vocab_size > std::numeric_limits<std::int32_t>::max())
     refuse("--vocab-size", fmt::format("a vocabulary of {} is impossible here", o.vocab_size),
            "give at least 6: four symbols, a separator and an end");
@@ -199,25 +128,31 @@ SynthKind parse_synth_kind(std::string_view text) {
 
 SynthDocument make_synth_document(const SynthOptions& o, std::int64_t index) {
   check_vocabulary(o);
+  const auto number = static_cast<std::uint64_t>(index);
+  const auto draws_of = [&](std::string_view purpose) {
+    return Draws(o.seed, stream_id(purpose, number));
+  };
   switch (o.kind) {
     case SynthKind::kPasskey: {
-      Draws draws(o.seed, "synth.passkey", index);
-      return passkey(o, draws);
+      Draws draws = draws_of("synth.passkey");
+      return scored(passkey_document(task_vocabulary(o), {.length = o.length}, draws), o.labels);
     }
     case SynthKind::kKv: {
-      Draws draws(o.seed, "synth.kv", index);
-      return kv(o, draws, index);
+      Draws draws = draws_of("synth.kv");
+      return scored(kv_document(task_vocabulary(o), {.length = o.length}, draws, o.seed,
+                                stream_id("synth.kv.keys", number)),
+                    o.labels);
     }
     case SynthKind::kCopy: {
-      Draws draws(o.seed, "synth.copy", index);
+      Draws draws = draws_of("synth.copy");
       return copy(o, draws);
     }
     case SynthKind::kMarkov: {
-      Draws draws(o.seed, "synth.markov", index);
+      Draws draws = draws_of("synth.markov");
       return markov(o, draws, o.length);
     }
     case SynthKind::kDocuments: {
-      Draws draws(o.seed, "synth.documents", index);
+      Draws draws = draws_of("synth.documents");
       const std::int64_t length = spread_length(o.length, draws);
       return markov(o, draws, length);
     }

@@ -4,9 +4,9 @@
 //                              .out = "data/passkey.h5"}, on_progress);
 //
 // passkey    English filler; a sentence with a five-digit key at a random depth; the question at
-//            the end, answered. Bytes. What a model that looks back far enough gets right.
+//            the end, answered. What a model that looks back far enough gets right.
 // kv         lines `key: value` with random keys and values, then one key again; its value answers.
-//            Bytes.
+//            (Both: data/retrieval_tasks.h, also for what they look like as integers.)
 // copy       random symbols, a separator, the same symbols again: an induction task.
 // markov     a chain in which each symbol has four successors with chances 1/2, 1/4, 1/8, 1/8: no
 //            model gets below 1.213 nats (1.75 bits) a token, and a good one gets there.
@@ -16,7 +16,7 @@
 // The first three score the answer only (a `labels` column; the second half for copy), since the
 // rest is noise that cannot be predicted; LabelMode::kAll scores everything. Documents end with
 // the end-of-document token. With the vocabulary 260 ids are bytes (symbols a..z); with another,
-// symbols are 0..V-3, the separator V-2, the end V-1; passkey and kv are text and need 260.
+// symbols are 0..V-3, the separator V-2, the end V-1.
 #pragma once
 
 #include <cstdint>

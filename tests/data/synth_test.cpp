@@ -147,7 +147,7 @@ TEST(Synth, ImpossibleOptions) {
     synthesize(options);
   };
   EXPECT_ERROR(run({.kind = SynthKind::kPasskey, .length = 50}), ExitCode::kUsage, "at least");
-  EXPECT_ERROR(run({.kind = SynthKind::kKv, .vocab_size = 100}), ExitCode::kUsage, "--vocab-size");
+  EXPECT_ERROR(run({.kind = SynthKind::kKv, .vocab_size = 5}), ExitCode::kUsage, "--vocab-size");
   EXPECT_ERROR(run({.kind = SynthKind::kMarkov, .vocab_size = 5}), ExitCode::kUsage, "at least 6");
   EXPECT_ERROR(run({.kind = SynthKind::kCopy, .length = 3}), ExitCode::kUsage, "at least 4");
   EXPECT_ERROR(parse_synth_kind("pass"), ExitCode::kUsage, "not known");
