@@ -69,6 +69,15 @@ void check_prompt(std::span<const std::int32_t> prompt, std::int64_t vocab_size)
                    .fix = "use the tokenizer that the model was trained with"});
 }
 
+// Known to every rank, which all have the same logits.
+void check_logits(const std::vector<float>& logits, bool report) {
+  if (std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) return;
+  throw SharedError(
+      Error(ExitCode::kNumeric, {.what = "the model's logits are not finite",
+                                 .fix = "use an earlier checkpoint, or train.precision=fp32"}),
+      0, report);
+}
+
 Generated generate_on(const ModelOnRank& on, std::span<const std::int32_t> prompt,
                       const GenerateOptions& options, const OnToken& on_token) {
   const auto begin = std::chrono::steady_clock::now();
@@ -80,6 +89,7 @@ Generated generate_on(const ModelOnRank& on, std::span<const std::int32_t> promp
   out.seconds_prefill = seconds_since(begin);
   const auto decoding = std::chrono::steady_clock::now();
   for (std::int64_t left = options.max_new_tokens; left > 0; --left) {
+    check_logits(logits, lead);
     Decision mine;
     if (lead) {
       mine.token = sample_token(logits, options.temperature, options.top_p,

@@ -58,7 +58,7 @@ fs::path newest_of(const fs::path& checkpoints, Log& log) {
 }
 
 // Names are kept in the data, not in checkpoints. Byte data have a vocabulary like no other.
-TokenizerInfo tokenizer_of(const config::RunConfig& trained) {
+TokenizerInfo tokenizer_info(const config::RunConfig& trained) {
   std::error_code error;
   for (const config::DataSource& source : trained.data().train())
     if (fs::exists(source.path(), error))
@@ -96,6 +96,21 @@ fs::path find_checkpoint(const fs::path& path, Log& log, Communicator& world) {
   return found;
 }
 
+std::unique_ptr<Tokenizer> tokenizer_of(const InferenceModel& model) {
+  const std::string& name = model.tokenizer().name;
+  if (name == "bytes") return make_tokenizer(name);
+  throw Error(
+      ExitCode::kUsage,
+      {.what = name == "none" ? "nothing says which tokenizer the model's data were made with"
+                              : fmt::format("the model's data were made with tokenizer {}, "
+                                            "which this version does not have",
+                                            name),
+       .where = model.checkpoint().string(),
+       .fix = name == "none" ? "put data.train back where the run found it; data imported "
+                               "with --format tokens have ids only"
+                             : "use a model of byte tokens (data import --tokenizer bytes)"});
+}
+
 // This rank on the dry backend: what passes take.
 struct InferenceModel::DryTwin {
   DryTwin(const config::RunConfig& config, int rank, int num_ranks)
@@ -126,7 +141,7 @@ InferenceModel::InferenceModel(const fs::path& path, std::span<const std::string
     step_ = reader->manifest().step();
     config_ = inference_config(reader->manifest().config_yaml(), checkpoint_.string(), overrides,
                                world_.size());
-    tokenizer_ = tokenizer_of(config_.trained);
+    tokenizer_ = tokenizer_info(config_.trained);
     make_device();
   });
   agree_on(world_, "model and overrides", to_yaml(config()));

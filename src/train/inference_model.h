@@ -92,6 +92,9 @@ class InferenceModel {
   std::unique_ptr<ForwardEngine> engine_;
 };
 
+// The tokenizer of the model's data. Throws Error(kUsage) where this build does not have it.
+std::unique_ptr<Tokenizer> tokenizer_of(const InferenceModel& model);
+
 // The checkpoint that `path` means: a run's folder, its folder of checkpoints, or a step's. Rank 0
 // looks and verifies the hashes; the others hear which step. Collective.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path, Log& log,

@@ -1,0 +1,92 @@
+#include "app/model_options.h"
+
+#include <fmt/format.h>
+
+#include "config/quantity.h"
+
+namespace farspan::app {
+
+void add_model_options(CLI::App& cmd, ModelArguments& args) {
+  cmd.add_option("--model", args.model,
+                 "a run's folder (its newest checkpoint that verifies), or a checkpoint")
+      ->required();
+  cmd.add_option("overrides", args.overrides,
+                 "section.key=value ...: device, model.rope, model.sliding_window, parallel, "
+                 "train.precision");
+  cmd.add_option("--attention", args.attention,
+                 "model: as it was trained; lm_infinite or dca (Dual Chunk Attention): reads "
+                 "further than that, without training")
+      ->check(CLI::IsMember({"model", "lm_infinite", "dca"}));
+  cmd.add_option("--attention-context", args.attention_context,
+                 "lm_infinite, dca: tokens whose distances the model knows (default: the context "
+                 "that it was trained for)");
+  cmd.add_option("--local-ranks", args.local_ranks,
+                 "run N ranks as threads of this process, without MPI")
+      ->check(CLI::PositiveNumber);
+  cmd.add_option("--threads", args.threads,
+                 "CPU threads of each rank (default: OMP_NUM_THREADS, or its share of the cores)")
+      ->check(CLI::PositiveNumber);
+  cmd.add_flag("--quiet", args.quiet, "no notes on standard error");
+}
+
+InferenceOptions inference_options(const ModelArguments& args, const RankEnvironment& rank) {
+  return {.threads = args.threads > 0 ? args.threads : rank.threads_per_rank,
+          .ranks_on_machine = rank.local_size,
+          .local_rank = rank.local_rank,
+          .host_id = rank.host_id,
+          .quiet = args.quiet};
+}
+
+LongAttentionOptions long_attention_options(const ModelArguments& args,
+                                            const InferenceModel& model) {
+  LongAttentionOptions out;
+  if (args.attention == "model") {
+    if (!args.attention_context.empty())
+      throw Error(ExitCode::kUsage,
+                  {.what = "--attention-context is read by --attention lm_infinite and dca",
+                   .where = "command line",
+                   .fix = "leave it out, or name one of the two"});
+    return out;
+  }
+  out.kind =
+      args.attention == "dca" ? LongAttentionKind::kDualChunk : LongAttentionKind::kLmInfinite;
+  out.context = args.attention_context.empty()
+                    ? model.trained_context()
+                    : token_count("--attention-context", args.attention_context, 2);
+  return out;
+}
+
+std::int64_t token_count(const std::string& option, const std::string& text, std::int64_t least) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  const Reading<Int128> reading = read_integer(text, config::LENGTH);
+  if (reading.ok && reading.value >= least && reading.value <= kMost)
+    return static_cast<std::int64_t>(reading.value);
+  throw Error(
+      ExitCode::kUsage,
+      {.what = reading.ok
+                   ? fmt::format("'{}' is not a number of tokens from {} to {}", text, least, kMost)
+                   : fmt::format("'{}' {}", text, reading.what),
+       .where = option,
+       .fix = reading.fix.empty() ? "write a whole number such as 200 or 4k" : reading.fix});
+}
+
+std::string beyond_training_note(const InferenceModel& model, std::int64_t tokens,
+                                 LongAttentionKind attention) {
+  const std::int64_t trained = model.trained_context();
+  const config::Model& shape = model.config().model();
+  const bool stretched = shape.rope().scaling().target_context() >= tokens;
+  const bool extends = shape.position() == "alibi" || shape.position() == "xpos";
+  if (tokens <= trained || attention != LongAttentionKind::kNone || stretched || extends) return {};
+  return fmt::format(
+      "the text reaches {} tokens, and the model was trained for {}: positions beyond that are new "
+      "to it; --attention lm_infinite or dca, or model.rope.scaling (docs/positions.md), go "
+      "further",
+      tokens, trained);
+}
+
+void print_notes(const InferenceModel& model, bool quiet) {
+  if (quiet || model.world().rank() != 0) return;
+  for (const Issue& note : model.notes()) fmt::print(stderr, "note: {}\n", to_text(note));
+}
+
+}  // namespace farspan::app
