@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "app/command.h"
+#include "config/curriculum.h"
 #include "config/validate.h"
 
 namespace farspan::app {
@@ -70,6 +71,9 @@ void run_config(Session& session, const ConfigArguments& args) {
                "note: resolved for {} rank{}, which the mesh asks for; --ranks N for others\n",
                ranks, ranks == 1 ? "" : "s");
   fmt::print("{}", to_yaml(shown.config, args.show_origin ? &shown.origins : nullptr));
+  const std::vector<StagePlan> stages = plan_stages(checked.loaded.config);
+  if (stages.size() > 1)
+    for (const std::string& line : stage_lines(stages)) fmt::print("# {}\n", line);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "app/ranks.h"
 #include "app/signals.h"
 #include "comm/agree.h"
+#include "config/curriculum.h"
 #include "config/load.h"
 #include "config/validate.h"
 #include "core/log.h"
@@ -45,12 +46,13 @@ int dry_ranks(const TrainArguments& args) {
 
 struct DryRun {
   config::RunConfig config;
+  std::vector<StagePlan> stages;
   std::string assumed;  // what the data would decide
-  DryRunReport largest;
+  StagesDryRun largest;
 };
 
-int num_ranks_of(const config::RunConfig& config) {
-  return static_cast<int>(config.parallel().data() * config.parallel().context());
+int num_ranks_of(const StagePlan& stage) {
+  return static_cast<int>(stage.config.parallel().data() * stage.config.parallel().context());
 }
 
 DryRun dry_run_of(const TrainArguments& args, const std::vector<std::string>& overrides) {
@@ -58,27 +60,56 @@ DryRun dry_run_of(const TrainArguments& args, const std::vector<std::string>& ov
       load_resolved(args.config, overrides, {.num_ranks = dry_ranks(args), .need_files = false})
           .config,
       {},
+      {},
       {}};
-  const config::Train& shape = out.config.train();
-  out.assumed =
-      choose_sharding(out.config, blank_batch(shape.micro_batch(), shape.sequence_length()));
-  const int num_ranks = num_ranks_of(out.config);
+  out.stages = plan_stages(out.config);
+  for (StagePlan& stage : out.stages) {
+    const config::Train& shape = stage.config.train();
+    const std::string assumed =
+        choose_sharding(stage.config, blank_batch(shape.micro_batch(), shape.sequence_length()));
+    if (out.assumed.find(assumed) == std::string::npos)
+      out.assumed += (out.assumed.empty() ? "" : "; ") + assumed;
+  }
+  const int num_ranks = num_ranks_of(out.stages.front());
   const auto need = [&](const DryRunReport& report) {
     return out.config.device() == "cuda" ? report.device_bytes() : report.total_bytes();
   };
   for (int rank = 0; rank < std::min(num_ranks, kMostDryRanks); ++rank) {
-    DryRunReport report = dry_run(out.config, rank, num_ranks);
-    if (rank == 0 || need(report) > need(out.largest)) out.largest = std::move(report);
+    StagesDryRun run = dry_run(out.stages, rank, num_ranks);
+    if (rank == 0 || need(run.whole) > need(out.largest.whole)) out.largest = std::move(run);
   }
   return out;
+}
+
+// A line for each stage; where a cycle repeats, for one of each.
+void print_stages(const DryRun& run) {
+  const std::vector<std::string> lines = stage_lines(run.stages);
+  fmt::print("{} stages{}:\n", run.stages.size(),
+             run.largest.stages.size() < run.stages.size()
+                 ? fmt::format(", of {} kinds, one of each", run.largest.stages.size())
+                 : "");
+  for (std::size_t i = 0; i < run.largest.stages.size(); ++i)
+    fmt::print("  {}: {:.1f} MiB, {:.3g} TFLOP\n", lines[run.largest.stages[i]],
+               static_cast<double>(run.largest.reports[i].total_bytes()) / (1 << 20),
+               (run.largest.reports[i].step_work.matmul_flops +
+                run.largest.reports[i].step_work.attention_forward_flops +
+                run.largest.reports[i].step_work.attention_backward_flops) /
+                   1e12);
 }
 
 void print(const DryRun& run) {
   if (!run.assumed.empty())
     fmt::print("assumed, for sequences of one document each: {}\n", run.assumed);
+  const config::Parallel& parallel = run.stages.front().config.parallel();
+  if (run.stages.size() > 1) {
+    print_stages(run);
+    fmt::print("dry run of {} ranks; the rank that needs the most, in its largest stage:\n{}",
+               num_ranks_of(run.stages.front()), to_text(run.largest.whole, run.config));
+    return;
+  }
   fmt::print("dry run of {} ranks (data {} x context {}); the rank that needs the most:\n{}",
-             num_ranks_of(run.config), run.config.parallel().data(),
-             run.config.parallel().context(), to_text(run.largest, run.config));
+             num_ranks_of(run.stages.front()), parallel.data(), parallel.context(),
+             to_text(run.largest.whole, run.config));
 }
 
 // Of one sequence a step and data rank.
@@ -97,18 +128,19 @@ void print_max_length(const TrainArguments& args) {
     overrides.push_back(
         fmt::format("train.batch_tokens={}", length * given.config.parallel().data()));
     overrides.emplace_back("train.micro_batch=1");
+    overrides.emplace_back("curriculum=null");
     return dry_run_of(args, overrides);
   };
   const std::int64_t unit = kUnit * given.config.parallel().context();
   const std::int64_t longest = longest_fit(unit, kMost, [&](std::int64_t length) {
-    return fits_device(run(length).largest, given.config);
+    return fits_device(run(length).largest.whole, given.config);
   });
   const DryRun fitting = run(std::max(longest, unit));
   if (longest > 0)
     fmt::print("longest train.sequence_length that fits device_memory, in multiples of {}: {}\n",
                unit, longest);
   print(fitting);
-  check_memory(fitting.largest, fitting.config, /*ranks_on_machine=*/0);
+  check_memory(fitting.largest.whole, fitting.config, /*ranks_on_machine=*/0);
 }
 
 void run_dry(const TrainArguments& args) {
@@ -118,7 +150,7 @@ void run_dry(const TrainArguments& args) {
   if (args.max_length) return print_max_length(args);
   const DryRun run = dry_run_of(args, args.overrides);
   print(run);
-  check_memory(run.largest, run.config, /*ranks_on_machine=*/0);
+  check_memory(run.largest.whole, run.config, /*ranks_on_machine=*/0);
 }
 
 TrainOptions::Resume resume_mode(const std::string& text) {

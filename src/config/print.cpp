@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "config/load.h"
 #include "config/schema.h"
@@ -21,6 +22,10 @@ struct Line {
 void yaml_lines(const pb::Message& message, const std::string& prefix, const std::string& indent,
                 std::vector<Line>& out);
 
+// A stage of a curriculum changes only what it says: its other keys are not printed, since their
+// defaults would then be said.
+bool prints_only_set(const std::string& prefix) { return prefix.starts_with("curriculum.stages["); }
+
 // A list of sections: one "- " item each.
 void yaml_items(const pb::Message& message, const FieldDescriptor& field, const std::string& path,
                 const std::string& indent, std::vector<Line>& out) {
@@ -29,6 +34,7 @@ void yaml_items(const pb::Message& message, const FieldDescriptor& field, const 
     const std::size_t first = out.size();
     yaml_lines(r.GetRepeatedMessage(message, &field, i), fmt::format("{}[{}]", path, i),
                indent + "    ", out);
+    if (out.size() == first) out.push_back({indent + "    {}", ""});
     out[first].text[indent.size() + 2] = '-';
   }
 }
@@ -40,12 +46,15 @@ void yaml_lines(const pb::Message& message, const std::string& prefix, const std
   for (int i = 0; i < level.field_count(); ++i) {
     const FieldDescriptor& field = *level.field(i);
     const std::string path = join_key(prefix, field.name());
+    if (prints_only_set(prefix) && !is_set(message, field)) continue;
     if (!is_section_field(field)) {
       out.push_back(
           {fmt::format("{}{}: {}", indent, field.name(), value_text(message, field)), path});
     } else if (!field.is_repeated()) {
       out.push_back({fmt::format("{}{}:", indent, field.name()), ""});
+      const std::size_t first = out.size();
       yaml_lines(r.GetMessage(message, &field), path, indent + "  ", out);
+      if (out.size() == first) out.back().text += " {}";
     } else if (r.FieldSize(message, &field) == 0) {
       out.push_back({fmt::format("{}{}: []", indent, field.name()), path});
     } else {
@@ -112,23 +121,27 @@ std::string json_value(const pb::Message& message, const FieldDescriptor& field)
   return out + "]";
 }
 
-std::string json_object(const pb::Message& message, const std::string& indent) {
+std::string json_object(const pb::Message& message, const std::string& prefix,
+                        const std::string& indent) {
   const pb::Descriptor& level = *message.GetDescriptor();
   const pb::Reflection& r = *message.GetReflection();
   const std::string inner = indent + "  ";
   std::string out = "{";
   for (int i = 0; i < level.field_count(); ++i) {
     const FieldDescriptor& field = *level.field(i);
-    out += fmt::format("{}\n{}\"{}\": ", i == 0 ? "" : ",", inner, field.name());
+    if (prints_only_set(prefix) && !is_set(message, field)) continue;
+    const std::string path = join_key(prefix, field.name());
+    out += fmt::format("{}\n{}\"{}\": ", out.size() == 1 ? "" : ",", inner, field.name());
     if (!is_section_field(field)) {
       out += json_value(message, field);
     } else if (!field.is_repeated()) {
-      out += json_object(r.GetMessage(message, &field), inner);
+      out += json_object(r.GetMessage(message, &field), path, inner);
     } else {
       out += '[';
       for (int item = 0; item < r.FieldSize(message, &field); ++item)
         out += (item == 0 ? "" : ", ") +
-               json_object(r.GetRepeatedMessage(message, &field, item), inner);
+               json_object(r.GetRepeatedMessage(message, &field, item),
+                           fmt::format("{}[{}]", path, item), inner);
       out += ']';
     }
   }
@@ -137,15 +150,21 @@ std::string json_object(const pb::Message& message, const std::string& indent) {
 
 }  // namespace
 
-std::string to_json(const RunConfig& config) { return json_object(config, ""); }
+std::string to_json(const RunConfig& config) { return json_object(config, "", ""); }
 
 std::string keys_text() {
-  constexpr std::string_view kStageLayout = "curriculum.stages[].parallel.";  // as parallel.*
+  // What these hold are keys of the whole run.
+  constexpr std::string_view kAsElsewhere[] = {
+      "curriculum.stages[].parallel.", "curriculum.stages[].rope.",
+      "curriculum.stages[].positions.", "curriculum.stages[].train[]."};
   constexpr std::size_t kKey = 40, kType = 32, kDefault = 12;
   std::string out = fmt::format("{:<{}}{:<{}}{:<{}}{}\n", "key", kKey, "value", kType, "default",
                                 kDefault, "meaning");
   for (const Key& key : all_keys()) {
-    if (key.is_section() || key.path.starts_with(kStageLayout)) continue;
+    if (key.is_section() ||
+        std::any_of(std::begin(kAsElsewhere), std::end(kAsElsewhere),
+                    [&](std::string_view section) { return key.path.starts_with(section); }))
+      continue;
     const std::string built = key.field->options().GetExtension(config::built);
     std::string type = key.type_text();
     // A long list of values gets a line of its own.

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "config/rules.h"
+#include "config/stages.h"
 
 namespace farspan {
 namespace {
@@ -24,6 +24,7 @@ class Resolver {
     resolve_steps();
     resolve_schedule();
     resolve_positions();
+    resolve_window();
   }
 
  private:
@@ -223,20 +224,19 @@ class Resolver {
     }
   }
 
+  void resolve_window() {
+    config::Curriculum& curriculum = *config_.mutable_curriculum();
+    const auto steps = static_cast<double>(config_.train().steps());
+    if (curriculum.type() != "window" || steps < 1) return;
+    const bool given = curriculum.has_window_steps();
+    const double share = given ? curriculum.window_steps() : 0.6;  // arXiv 2503.15450, section 4
+    if (share >= 1) return;
+    curriculum.set_window_steps(std::max(1.0, std::round(share * steps)));
+    implied("curriculum.window_steps", "{:g}% of {} steps", share * 100, steps);
+  }
+
   // Tokens a rank takes in one pass without being asked for more: enough to keep matmuls busy.
   static constexpr std::int64_t kTokensPerRank = 8192;
-
-  // The largest divisor of n that is at most `limit` (at least 1).
-  static std::int64_t largest_divisor(std::int64_t n, std::int64_t limit) {
-    std::int64_t best = 1;
-    for (std::int64_t low = 1; low * low <= n && low <= kMostDivisors; ++low) {
-      if (n % low != 0) continue;
-      if (low <= limit) best = std::max(best, low);
-      if (n / low <= limit) best = std::max(best, n / low);
-    }
-    return best;
-  }
-  static constexpr std::int64_t kMostDivisors = std::int64_t{1} << 26;  // sqrt(batch_tokens' limit)
 
   RunConfig& config_;
   std::map<std::string, std::string>& origins_;
@@ -245,16 +245,28 @@ class Resolver {
 
 }  // namespace
 
+void resolve_single(LoadedConfig& loaded, std::int64_t ranks) { Resolver(loaded, ranks).run(); }
+
 void resolve(LoadedConfig& loaded, const ValidateOptions& options) {
   FARSPAN_CHECK(options.num_ranks >= 1, "{} ranks", options.num_ranks);
-  Resolver(loaded, options.num_ranks).run();
+  if (has_stages(loaded.config))
+    resolve_stages(loaded, options.num_ranks);
+  else
+    resolve_single(loaded, options.num_ranks);
 }
 
 int natural_ranks(const RunConfig& config) {
   constexpr std::int64_t kMost = 1 << 20;
-  const std::int64_t data = std::max<std::int64_t>(config.parallel().data(), 1);
-  const std::int64_t context = std::max<std::int64_t>(config.parallel().context(), 1);
-  return static_cast<int>(std::min(std::min(data, kMost) * std::min(context, kMost), kMost));
+  const auto ranks = [&](const config::Parallel& parallel) {
+    const std::int64_t data = std::max<std::int64_t>(parallel.data(), 1);
+    const std::int64_t context = std::max<std::int64_t>(parallel.context(), 1);
+    return std::min(std::min(data, kMost) * std::min(context, kMost), kMost);
+  };
+  std::int64_t most = ranks(config.parallel());
+  if (has_stages(config))
+    for (const config::Stage& stage : config.curriculum().stages())
+      most = std::max(most, ranks(stage.parallel()));
+  return static_cast<int>(most);
 }
 
 }  // namespace farspan

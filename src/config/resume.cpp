@@ -4,6 +4,7 @@
 #include <iterator>
 #include <map>
 
+#include "config/curriculum.h"
 #include "config/schema.h"
 #include "config/validate.h"
 
@@ -23,7 +24,6 @@ constexpr const char* kFixedKeys[] = {
     "train.precision",
     "optimizer.type",
     "positions",
-    "curriculum",
 };
 
 bool is_fixed(const std::string& key) {
@@ -42,9 +42,7 @@ std::map<std::string, std::string> fixed_values(const RunConfig& config) {
   return out;
 }
 
-}  // namespace
-
-std::vector<std::string> resume_conflicts(const RunConfig& saved, const RunConfig& current) {
+std::vector<std::string> differences(const RunConfig& saved, const RunConfig& current) {
   const auto before = fixed_values(saved), now = fixed_values(current);
   std::vector<std::string> out;
   const auto compare = [&](const std::string& key) {
@@ -57,6 +55,44 @@ std::vector<std::string> resume_conflicts(const RunConfig& saved, const RunConfi
   for (const auto& [key, value] : before) compare(key);
   for (const auto& [key, value] : now)
     if (before.find(key) == before.end()) compare(key);
+  return out;
+}
+
+// A stage that has trained `done` steps and, unless it is the present one, will train no more.
+void compare_stage(const StagePlan& before, const StagePlan& now, std::int64_t done, bool present,
+                   bool gated, std::vector<std::string>& out) {
+  const std::string stage = fmt::format("stage {} of the curriculum, ", now.index);
+  for (const std::string& difference : differences(before.config, now.config))
+    out.push_back(stage + difference);
+  if (before.window != now.window)
+    out.push_back(fmt::format("{}its window: {} in the saved run, {} now", stage, before.window,
+                              now.window));
+  if (present ? now.steps < done : !gated && now.steps != done)
+    out.push_back(fmt::format("{}its steps: {} done, {} now", stage, done, now.steps));
+}
+
+}  // namespace
+
+std::vector<std::string> resume_conflicts(const RunConfig& saved, const RunConfig& current,
+                                          const std::vector<std::int64_t>& stage_steps) {
+  const std::vector<StagePlan> before = plan_stages(saved), now = plan_stages(current);
+  std::size_t trained = 1;
+  for (std::size_t i = 0; i < stage_steps.size(); ++i)
+    if (stage_steps[i] > 0) trained = i + 1;
+  if (trained == 1 && before.size() == 1 && now.size() == 1)
+    return differences(saved, current);
+  std::vector<std::string> out;
+  const bool gated = current.curriculum().type() == "gated";
+  for (std::size_t i = 0; i < std::min(trained, before.size()); ++i) {
+    if (i == now.size()) {
+      out.push_back(fmt::format("curriculum: stage {} has begun in the saved run, and there are {} "
+                                "stages now",
+                                trained - 1, now.size()));
+      break;
+    }
+    const std::int64_t done = i < stage_steps.size() ? stage_steps[i] : 0;
+    compare_stage(before[i], now[i], done, i + 1 == trained, gated, out);
+  }
   return out;
 }
 

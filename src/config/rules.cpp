@@ -45,6 +45,17 @@ std::string Rules::where(const std::string& key) const {
   return origin->second;
 }
 
+std::int64_t largest_divisor(std::int64_t n, std::int64_t limit) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 26;  // the root of batch_tokens' limit
+  std::int64_t best = 1;
+  for (std::int64_t low = 1; low * low <= n && low <= kMost; ++low) {
+    if (n % low != 0) continue;
+    if (low <= limit) best = std::max(best, low);
+    if (n / low <= limit) best = std::max(best, n / low);
+  }
+  return best;
+}
+
 std::vector<std::int64_t> divisors_of(std::int64_t n) {
   std::vector<std::int64_t> low, high;
   for (std::int64_t d = 1; d * d <= n && d <= kMostTried; ++d) {

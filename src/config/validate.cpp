@@ -10,6 +10,7 @@
 
 #include "config/rules.h"
 #include "config/schema.h"
+#include "config/stages.h"
 #include "config/suggest.h"
 
 namespace farspan {
@@ -37,6 +38,7 @@ class Validator : private Rules {
     check_data();
     check_evaluation();
     check_output_dir();
+    check_curriculum(*this);
     return take();
   }
 
@@ -67,7 +69,7 @@ void Validator::check_built() {
                             const pb::Message& parent) {
     if (!field.options().HasExtension(config::built) || !is_set(parent, field)) return;
     const std::string& built = field.options().GetExtension(config::built);
-    if (key.starts_with("curriculum.stages[")) return;  // the list itself is refused below
+    if (key.starts_with("curriculum.stages[")) return;  // checked stage by stage
     if (built == "unset") {
       // A resolved configuration names every key, with the defaults of those that it does not set.
       const pb::Message& defaults =
@@ -87,9 +89,6 @@ void Validator::check_built() {
     for (int i = 0; i < r.FieldSize(parent, &field); ++i)
       refuse(r.GetRepeatedString(parent, &field, i));
   });
-  if (config_.curriculum().stages_size() > 0)
-    add("curriculum.stages", "is not built yet",
-        "leave curriculum.stages out and set train.sequence_length");
 }
 
 void Validator::check_device() {
@@ -329,8 +328,13 @@ bool touches(const std::string& key, const std::vector<std::string>& tainted) {
 
 }  // namespace
 
-std::vector<Issue> validate(const LoadedConfig& loaded, const ValidateOptions& options) {
+std::vector<Issue> validate_single(const LoadedConfig& loaded, const ValidateOptions& options) {
   return Validator(loaded, options).run();
+}
+
+std::vector<Issue> validate(const LoadedConfig& loaded, const ValidateOptions& options) {
+  return has_stages(loaded.config) ? validate_stages(loaded, options)
+                                   : validate_single(loaded, options);
 }
 
 LoadResult check_config(LoadResult read, const ValidateOptions& options) {

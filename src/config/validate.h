@@ -47,6 +47,21 @@ struct ValidateOptions {
 //   positions.original_context  train.sequence_length, where a sampler reads it
 //   positions.target_context    model.rope.scaling.target_context, likewise
 //   positions.reset_per_document  false where data.documents is joined and it is not set
+//   curriculum.window_steps     60% of train.steps; a share becomes steps
+//
+// With stages (curriculum.type growlength, cyclic or gated) each stage is resolved by these rules as
+// a configuration of its own, and its layout, micro-batch and budget are written into it. Before:
+//
+//   curriculum.stages           without any: curriculum.min_length doubled up to max_length (else
+//                               train.sequence_length), which are then unset
+//   train.sequence_length       the longest stage's
+//   stages[].sequence_length    train.sequence_length
+//   train.batch_tokens          the most that a stage needs for one sequence per data rank
+//   stages[].steps              stages[].tokens / batch_tokens, rounded up; without a budget an equal
+//                               share of what the others leave of train.steps (not cyclic)
+//   train.steps                 the sum of the stages
+//   stages[].micro_batch        where train.micro_batch is given (for the longest stage): as many
+//                               tokens, so far as that divides the stage's sequences
 void resolve(LoadedConfig& loaded, const ValidateOptions& options);
 
 // Ranks that the mesh asks for by itself: data x context, auto counting 1. What `config` and dry
@@ -71,7 +86,10 @@ LoadResult check_config(LoadResult read, const ValidateOptions& options);
 // Keys (dotted, with both values) in which two resolved configurations differ and that must not
 // change when a run is resumed: model shape, data, seed, batch and sequence length, precision,
 // optimizer type... Steps, learning rate schedule length, parallel layout, logging, checkpoint and
-// evaluation cadence may change.
-std::vector<std::string> resume_conflicts(const RunConfig& saved, const RunConfig& current);
+// evaluation cadence may change. Of a curriculum, stages that have trained must stay as they were
+// (the present one may become longer or end here); later ones may change. `stage_steps`: the steps
+// done in each stage so far; empty: in the first only.
+std::vector<std::string> resume_conflicts(const RunConfig& saved, const RunConfig& current,
+                                          const std::vector<std::int64_t>& stage_steps = {});
 
 }  // namespace farspan

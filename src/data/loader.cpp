@@ -1,5 +1,8 @@
 #include "data/loader.h"
 
+#include <algorithm>
+#include <map>
+
 #include "core/error.h"
 
 namespace farspan {
@@ -32,28 +35,76 @@ PositionOptions position_options(const config::RunConfig& config) {
   return options;
 }
 
-SampleReader open_training_data(const config::RunConfig& config, TokenStore::Verify verify) {
+std::vector<std::string> training_stores(const std::vector<StagePlan>& stages) {
+  std::vector<std::string> out;
+  for (const StagePlan& stage : stages) {
+    std::map<std::string, std::ptrdiff_t> wanted;
+    for (const config::DataSource& source : stage.config.data().train())
+      if (++wanted[source.path()] > std::count(out.begin(), out.end(), source.path()))
+        out.push_back(source.path());
+  }
+  return out;
+}
+
+namespace {
+
+PackingOptions training_packing(const config::RunConfig& config) {
   PackingOptions packing = packing_options(config);
   packing.positions = position_options(config);
-  if (config.data().train().empty())
+  return packing;
+}
+
+// The weight of each store in one stage; 0 for those it does not name.
+std::vector<double> weights_in(const config::RunConfig& stage,
+                               const std::vector<std::string>& stores) {
+  std::vector<double> out(stores.size(), 0.0);
+  for (const config::DataSource& source : stage.data().train()) {
+    std::size_t i = 0;
+    while (stores[i] != source.path() || out[i] != 0) ++i;
+    out[i] = source.weight();
+  }
+  return out;
+}
+
+void check_positions_are_free(const TokenStore& store, const std::string& path,
+                              const std::vector<StagePlan>& stages) {
+  if (!store.info().has_position_ids) return;
+  for (const StagePlan& stage : stages) {
+    if (stage.config.positions().sampler() == "sequential") continue;
+    throw Error(ExitCode::kUsage,
+                {.what = fmt::format("{} has position ids of its own, and positions.sampler is {}",
+                                     path, stage.config.positions().sampler()),
+                 .where = "positions.sampler",
+                 .fix = "use sampler: sequential, or a store without position_ids"});
+  }
+}
+
+}  // namespace
+
+StageStart reading_as(StageStart start, const StagePlan& stage,
+                      const std::vector<std::string>& stores) {
+  start.weights = weights_in(stage.config, stores);
+  start.packing = training_packing(stage.config);
+  return start;
+}
+
+SampleReader open_training_data(const config::RunConfig& config, TokenStore::Verify verify) {
+  const std::vector<StagePlan> stages = plan_stages(config);
+  const config::RunConfig& first = stages.front().config;
+  if (first.data().train().empty())
     throw Error(ExitCode::kUsage, {.what = "no training data is named",
                                    .where = "data.train",
                                    .fix = "list token stores: [{path: data/text.h5}]"});
+  const std::vector<std::string> stores = training_stores(stages);
+  const std::vector<double> weights = weights_in(first, stores);
   std::vector<WeightedStore> sources;
-  for (const auto& source : config.data().train()) {
-    sources.push_back({std::make_shared<const TokenStore>(source.path(), verify), source.weight()});
-    if (packing.positions.sampler != PositionSampler::kSequential &&
-        sources.back().store->info().has_position_ids)
-      throw Error(
-          ExitCode::kUsage,
-          {.what = fmt::format("{} has position ids of its own, and positions.sampler is {}",
-                               source.path(), config.positions().sampler()),
-           .where = "positions.sampler",
-           .fix = "use sampler: sequential, or a store without position_ids"});
+  for (std::size_t i = 0; i < stores.size(); ++i) {
+    sources.push_back({std::make_shared<const TokenStore>(stores[i], verify), weights[i]});
+    check_positions_are_free(*sources.back().store, stores[i], stages);
   }
-  return SampleReader(
-      std::move(sources),
-      {.seed = config.seed(), .packing = packing, .vocab_size = config.model().vocab_size()});
+  return SampleReader(std::move(sources), {.seed = config.seed(),
+                                           .packing = training_packing(first),
+                                           .vocab_size = config.model().vocab_size()});
 }
 
 std::optional<EvaluationReader> open_validation_data(const config::RunConfig& config,

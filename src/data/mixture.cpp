@@ -10,13 +10,19 @@
 namespace farspan {
 
 Mixture::Mixture(const std::vector<double>& weights, std::uint64_t seed) : seed_(seed) {
-  FARSPAN_CHECK(!weights.empty());
   double left = std::accumulate(weights.begin(), weights.end(), 0.0);
+  FARSPAN_CHECK(left > 0, "no source of {} has a weight", weights.size());
+  std::size_t last_given = weights.size() - 1;
+  while (weights[last_given] == 0) --last_given;
   for (std::size_t k = 0; k < weights.size(); ++k) {
-    FARSPAN_CHECK(weights[k] > 0 && std::isfinite(weights[k]), "weight {} of source {}", weights[k],
-                  k);
+    FARSPAN_CHECK(weights[k] >= 0 && std::isfinite(weights[k]), "weight {} of source {}",
+                  weights[k], k);
+    if (weights[k] == 0) {
+      shares_.push_back(0);
+      continue;
+    }
     // The last source takes what is left; the others neither nothing nor everything.
-    const bool last = k + 1 == weights.size();
+    const bool last = k == last_given;
     const double share = last ? 1.0 : weights[k] / left;
     shares_.push_back(
         last ? std::uint64_t{1} << 32

@@ -23,6 +23,7 @@ class Mixture {
     std::int64_t ordinal = 0;  // samples of this source before this one
   };
 
+  // Weights >= 0, one of them > 0: a source of weight 0 gives no sample.
   Mixture(const std::vector<double>& weights, std::uint64_t seed);
 
   // Sample n >= 0, counted from the stage's start; `salt` varies the shuffle between stages.

@@ -133,10 +133,17 @@ StageStart SampleReader::first_stage() const {
   return {.first_sample = 0, .source_tokens = std::vector<std::int64_t>(sources_.size(), 0)};
 }
 
+Mixture SampleReader::mixture_of(const StageStart& stage) const {
+  if (stage.weights.empty()) return mixture_;
+  FARSPAN_CHECK(stage.weights.size() == sources_.size(), "{} weights", stage.weights.size());
+  return Mixture(stage.weights, options_.seed);
+}
+
 StageStart SampleReader::next_stage(const StageStart& stage, std::int64_t samples,
                                     std::int64_t sequence_length) const {
   FARSPAN_CHECK(stage.source_tokens.size() == sources_.size());
-  const auto counts = mixture_.counts(samples, static_cast<std::uint64_t>(stage.first_sample));
+  const auto counts =
+      mixture_of(stage).counts(samples, static_cast<std::uint64_t>(stage.first_sample));
   StageStart out{.first_sample = stage.first_sample + samples,
                  .source_tokens = stage.source_tokens};
   for (std::size_t i = 0; i < counts.size(); ++i)
@@ -149,16 +156,18 @@ Batch SampleReader::make_batch(std::int64_t first_sample, std::int64_t count,
   FARSPAN_CHECK(first_sample >= stage.first_sample, "sample {} of a stage that starts at {}",
                 first_sample, stage.first_sample);
   FARSPAN_CHECK(stage.source_tokens.size() == sources_.size());
+  const Mixture mixture = mixture_of(stage);
+  const PackingOptions& packing = stage.packing ? *stage.packing : options_.packing;
   Batch batch = empty_batch(count, sequence_length);
   std::int32_t segment = 0;
   for (std::int64_t row = 0; row < count; ++row) {
-    const Mixture::Place place = mixture_.place(first_sample + row - stage.first_sample,
-                                                static_cast<std::uint64_t>(stage.first_sample));
+    const Mixture::Place place = mixture.place(first_sample + row - stage.first_sample,
+                                               static_cast<std::uint64_t>(stage.first_sample));
     const auto source = static_cast<std::size_t>(place.source);
     const std::int64_t begin = stage.source_tokens[source] + place.ordinal * sequence_length;
     const auto pieces = streams_[source].window(begin, sequence_length + 1);
     segment =
-        fill_row(batch, row, *sources_[source].store, pieces, options_.packing, segment,
+        fill_row(batch, row, *sources_[source].store, pieces, packing, segment,
                  {.seed = options_.seed, .sample = static_cast<std::uint64_t>(first_sample + row)});
   }
   return batch;

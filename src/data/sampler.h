@@ -5,6 +5,7 @@
 //   StageStart stage = reader.first_stage();
 //   Batch b = reader.make_batch(first_sample, 4, 2048, stage);     // rows first_sample .. +3
 //   stage = reader.next_stage(stage, samples_drawn, 2048);         // another length from here on
+//   stage.weights = {0.0, 1.0};                                    // and another mixture
 //
 // Each source is an endless token stream: epoch 0 of its documents in an order drawn from (seed,
 // source, 0), then epoch 1 in its own order, and so on. `concat` packing cuts this stream into
@@ -17,6 +18,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "data/batch.h"
@@ -37,10 +39,12 @@ struct SampleOptions {
   std::int64_t vocab_size = 0;  // of the model; 0: not checked
 };
 
-// Where a stage of the curriculum begins.
+// Where a stage of the curriculum begins, and what it reads differently.
 struct StageStart {
   std::int64_t first_sample = 0;              // global number of its first sample
   std::vector<std::int64_t> source_tokens{};  // per source, stream tokens consumed before it
+  std::vector<double> weights{};              // per source, >= 0; empty: the sources' own
+  std::optional<PackingOptions> packing{};    // instead of the reader's
 };
 
 class SampleReader {
@@ -52,7 +56,8 @@ class SampleReader {
   SampleReader& operator=(SampleReader&&) noexcept;
 
   StageStart first_stage() const;
-  // The stage that follows `samples` samples of `sequence_length` tokens of `stage`.
+  // The stage that follows `samples` samples of `sequence_length` tokens of `stage`, with weights and
+  // packing of the reader.
   StageStart next_stage(const StageStart& stage, std::int64_t samples,
                         std::int64_t sequence_length) const;
 
@@ -67,6 +72,9 @@ class SampleReader {
 
  private:
   struct Stream;
+  // Of the stage, or of the sources.
+  Mixture mixture_of(const StageStart& stage) const;
+
   std::vector<WeightedStore> sources_;
   SampleOptions options_;
   Mixture mixture_;

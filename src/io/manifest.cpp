@@ -152,6 +152,8 @@ std::string manifest_json(const Manifest& manifest) {
                   {"tokens", s.tokens()},
                   {"samples", s.samples()},
                   {"stage", s.stage()},
+                  {"stage_steps", std::vector<std::int64_t>(s.stage_steps().begin(),
+                                                            s.stage_steps().end())},
                   {"seed", s.seed()},
                   {"data_fingerprint", s.data_fingerprint()}};
   for (const ShardFile& shard : manifest.shards())

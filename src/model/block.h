@@ -52,6 +52,12 @@ class Block {
   Block(const config::Model& model, int layer, int pattern, ParameterStore& parameters,
         const Attention& attention);
 
+  // From the next pass on: another of ctx.plans, and another strategy.
+  void follow(int pattern, const Attention& attention) {
+    pattern_ = pattern;
+    attention_ = &attention;
+  }
+
   // x and out (T, C) compute. What is kept comes from ctx.saved or, where the policy offloads it,
   // from ctx.stash; the rest from ctx.scratch.
   Saved forward(Tensor x, Tensor out, const RopeTables& rope, const RecomputePolicy& policy,

@@ -22,19 +22,40 @@ Transformer::Transformer(const config::Model& model, DType compute, ParameterSto
 }
 
 void Transformer::allocate(Arena& arena, Backend& backend) {
-  const auto put = [&](DType dtype, const auto& host, std::string_view name) {
-    if (host.empty()) return Tensor{};
-    const Tensor t = arena.take(dtype, {static_cast<std::int64_t>(host.size())}, name);
+  const auto take = [&](DType dtype, const std::vector<double>& table, std::string_view name) {
+    if (table.empty()) return Tensor{};
+    return arena.take(dtype, {static_cast<std::int64_t>(table.size())}, name);
+  };
+  inv_freq_ = take(DType::kF64, table_.inv_freq, "rope.inv_freq");
+  bias_ = {.slopes = take(DType::kF32, table_.slopes, "alibi.slopes"),
+           .decay = take(DType::kF32, table_.decay, "xpos.decay")};
+  write_tables(backend);
+}
+
+void Transformer::write_tables(Backend& backend) {
+  const auto put = [&](const Tensor& t, const auto& host) {
+    FARSPAN_CHECK(t.defined() ? t.numel() == static_cast<std::int64_t>(host.size()) : host.empty(),
+                  "a table of {} in {}", host.size(), t.to_string());
+    if (!t.defined()) return;
     backend.device().copy(t.data, reinterpret_cast<const std::byte*>(host.data()), t.bytes(),
                           backend.stream());
-    return t;
   };
   const std::vector<float> slopes(table_.slopes.begin(), table_.slopes.end());
   const std::vector<float> decay(table_.decay.begin(), table_.decay.end());
-  inv_freq_ = put(DType::kF64, table_.inv_freq, "rope.inv_freq");
-  bias_ = {.slopes = put(DType::kF32, slopes, "alibi.slopes"),
-           .decay = put(DType::kF32, decay, "xpos.decay")};
+  put(inv_freq_, table_.inv_freq);
+  put(bias_.slopes, slopes);
+  put(bias_.decay, decay);
   backend.stream().synchronize();
+}
+
+void Transformer::change(const config::Model& model, const Attention& attention,
+                         Backend& backend) {
+  backend.stream().synchronize();  // what it still works on reads the tables
+  config_ = model;
+  table_ = make_position_table(model);
+  write_tables(backend);
+  const LayerPatterns patterns = layer_patterns(model);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) blocks_[i].follow(patterns.of_layer[i], attention);
 }
 
 RopeTables Transformer::rope_tables(const TokenTensors& batch, Arena& arena,

@@ -32,6 +32,11 @@ class Transformer {
   // Device copies of the position tables; from an arena that lives as long as the model.
   void allocate(Arena& arena, Backend& backend);
 
+  // From the next pass on: window, layer types, rotary base and scaling of `model`, which otherwise
+  // is the one that it was made with, and another strategy of attention. Weights stay. Between
+  // passes, after allocate(); waits for the device.
+  void change(const config::Model& model, const Attention& attention, Backend& backend);
+
   void forward_backward(const TokenTensors& batch, const LossSums& sums,
                         const RecomputePolicy& policy, const StepContext& ctx) const;
   // Loss without gradients; nothing is kept. nll (T) f32, written when defined.
@@ -45,6 +50,7 @@ class Transformer {
   Rotary rotary() const { return {.inv_freq = inv_freq_, .scale = table_.attention_scale}; }
 
  private:
+  void write_tables(Backend& backend);
   RopeTables rope_tables(const TokenTensors& batch, Arena& arena, const StepContext& ctx) const;
   // The residual stream after the last layer; from ctx.scratch, keeping nothing else.
   Tensor forward_hidden(const TokenTensors& batch, const StepContext& ctx) const;

@@ -1,5 +1,6 @@
 #include "train/dry_run.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "comm/factory.h"
@@ -149,6 +150,38 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
   for (MemoryItem& item : device_overhead(config)) report.overhead.push_back(std::move(item));
   report.checkpoint_bytes = Snapshot(engine, *world).bytes();
   return report;
+}
+
+namespace {
+
+DryRunReport largest_of(const std::vector<DryRunReport>& reports) {
+  const auto larger = [](const auto& a, const auto& b) { return a.total_bytes() < b.total_bytes(); };
+  DryRunReport out = *std::max_element(reports.begin(), reports.end(), larger);
+  for (const DryRunReport& report : reports) {
+    const auto grow = [&](std::size_t ArenaSizes::*arena) {
+      out.sizes.*arena = std::max(out.sizes.*arena, report.sizes.*arena);
+    };
+    for (const auto arena : {&ArenaSizes::weights, &ArenaSizes::gradients, &ArenaSizes::optimizer,
+                             &ArenaSizes::activations, &ArenaSizes::scratch, &ArenaSizes::batch,
+                             &ArenaSizes::host})
+      grow(arena);
+    for (std::size_t i = 0; i < out.arenas.size(); ++i)
+      if (report.arenas[i].bytes > out.arenas[i].bytes) out.arenas[i] = report.arenas[i];
+    if (report.overhead_bytes() > out.overhead_bytes()) out.overhead = report.overhead;
+    out.checkpoint_bytes = std::max(out.checkpoint_bytes, report.checkpoint_bytes);
+  }
+  return out;
+}
+
+}  // namespace
+
+StagesDryRun dry_run(const std::vector<StagePlan>& stages, int rank, int num_ranks) {
+  StagesDryRun out;
+  out.stages = distinct_stages(stages).examples;
+  for (const std::size_t i : out.stages)
+    out.reports.push_back(dry_run(stages[i].config, rank, num_ranks));
+  out.whole = largest_of(out.reports);
+  return out;
 }
 
 std::size_t DryRunReport::overhead_bytes() const {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
-#include "config/run_config.pb.h"
+#include "config/curriculum.h"
 #include "train/engine.h"
 
 namespace farspan {
@@ -41,6 +41,15 @@ struct DryRunReport {
 // sequence is taken as one document: the most work, and the most memory but for what MemoryProbe
 // knows better. With layout `balanced` memory is that of a place with kTokenCap times its share.
 DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks);
+
+// What a run with these stages needs: each arena is as large as the stage that needs it most has
+// it; work, traffic and micro-batches are those of the stage with the most memory.
+struct StagesDryRun {
+  std::vector<std::size_t> stages;   // one of each kind (config/curriculum.h, distinct_stages)
+  std::vector<DryRunReport> reports;  // of those
+  DryRunReport whole;
+};
+StagesDryRun dry_run(const std::vector<StagePlan>& stages, int rank, int num_ranks);
 
 // What micro-batches need on a rank, from passes over them on the dry backend: no tokens are
 // computed, so that it costs little beside making them. One model is kept for asking again. Layouts

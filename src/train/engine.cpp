@@ -50,7 +50,7 @@ AttentionKernel attention_kernel(const config::RunConfig& config) {
 Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& mesh,
                const ArenaSizes& sizes, Trace& trace)
     : backend_(backend),
-      mesh_(mesh),
+      mesh_(&mesh),
       trace_(trace),
       compute_(compute_dtype(config)),
       policy_(RecomputePolicy::from(config.train().recompute())),
@@ -80,6 +80,16 @@ Engine::Engine(const config::RunConfig& config, Backend& backend, const Mesh& me
 }
 
 void Engine::initialize() { parameters_.initialize(seed_, backend_); }
+
+void Engine::enter_stage(const config::RunConfig& config, const Mesh& mesh) {
+  backend_.stream().synchronize();
+  graphs_.forget(backend_);
+  graphs_ = PassGraphs(use_of_graphs(config, mesh, policy_));
+  mesh_ = &mesh;
+  auto attention = make_attention(config.parallel().attention(), config.parallel().invariant());
+  model_.change(config.model(), *attention, backend_);
+  attention_ = std::move(attention);
+}
 
 bool Engine::reserve(const PassMemory& memory) {
   bool grown = false;
@@ -124,7 +134,7 @@ StepContext Engine::context(const MicroBatch& micro_batch) const {
   return {.backend = invariant_ ? invariant_->backend() : backend_,
           .saved = *activations_,
           .scratch = *scratch_,
-          .mesh = mesh_,
+          .mesh = *mesh_,
           .plans = micro_batch.plans,
           .trace = trace_,
           .row_blocks = micro_batch.row_blocks,
@@ -189,7 +199,7 @@ void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
   double pairs = 0;
   for (const MicroBatch& m : micro_batches) pairs += m.visible_pairs;
   // Each context rank brings its share, so that the sum over the world counts a sequence once.
-  pairs /= mesh_.context_size();
+  pairs /= mesh_->context_size();
   k.fill({.dst = parameters_.flat_gradients(), .value = 0}, stream);
   if (invariant_) invariant_->begin();
   k.fill({.dst = sums_, .value = 0}, stream);
@@ -201,11 +211,11 @@ void Engine::train_step(std::span<const MicroBatch> micro_batches, double lr,
   for (const MicroBatch& m : micro_batches) run_pass(m, losses);
   {
     auto section = trace_.section("gradients.all_reduce");
-    mesh_.world().all_reduce(sums_, ReduceOp::kSum, stream).wait();
+    mesh_->world().all_reduce(sums_, ReduceOp::kSum, stream).wait();
     if (invariant_)
-      invariant_->reduce(mesh_.world());
+      invariant_->reduce(mesh_->world());
     else
-      mesh_.world().all_reduce(parameters_.flat_gradients(), ReduceOp::kSum, stream).wait();
+      mesh_->world().all_reduce(parameters_.flat_gradients(), ReduceOp::kSum, stream).wait();
   }
   if (update_after_ != nullptr) std::exchange(update_after_, nullptr)->order_before(stream);
   auto section = trace_.section("optimizer");
@@ -261,8 +271,8 @@ void Engine::evaluate(const MicroBatch& micro_batch) {
 
 EvalResult Engine::read_evaluation() {
   std::array<double, 2> sums{};
-  mesh_.world().all_reduce(eval_sums_, ReduceOp::kSum, backend_.stream()).wait();
-  if (invariant_) invariant_->reduce_evaluation(mesh_.world());
+  mesh_->world().all_reduce(eval_sums_, ReduceOp::kSum, backend_.stream()).wait();
+  if (invariant_) invariant_->reduce_evaluation(mesh_->world());
   read({{eval_sums_, sums.data()}});
   backend_.kernels().fill({.dst = eval_sums_, .value = 0}, backend_.stream());
   return {.loss_sum = sums[0], .valid_tokens = sums[1]};

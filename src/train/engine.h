@@ -73,6 +73,12 @@ class Engine {
   // Weights from the configuration's seed, moments zero, counters zero.
   void initialize();
 
+  // Goes on in another stage of a curriculum: with the ranks in `mesh`, and the strategy, masks and
+  // rotary tables of `config`, which otherwise is the one that it was made with. Weights, moments
+  // and memory stay where they are. Between passes; collective in that all ranks do it after the
+  // same step. `mesh` must outlive the engine.
+  void enter_stage(const config::RunConfig& config, const Mesh& mesh);
+
   // Makes room for passes that need this much: what is larger than the arenas at hand replaces
   // them. Micro-batches of one run differ in what they need where layouts and masks follow the
   // documents. Between passes only; not collective. Returns whether something grew. Throws
@@ -126,7 +132,7 @@ class Engine {
   void run_pass(const MicroBatch& micro_batch, const LossSums& losses);
 
   Backend& backend_;
-  const Mesh& mesh_;
+  const Mesh* mesh_;
   Trace& trace_;
   DType compute_;
   RecomputePolicy policy_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "config/curriculum.h"
 #include "config/validate.h"
 #include "train/auto_sharding.h"
 #include "train/micro_batch.h"
@@ -104,9 +105,10 @@ std::vector<Issue> refused_overrides(const LoadedConfig& given) {
 }  // namespace
 
 InferenceConfig inference_config(std::string_view saved_yaml, const std::string& where,
-                                 std::span<const std::string> overrides, int num_ranks) {
+                                 std::span<const std::string> overrides, int num_ranks,
+                                 const std::vector<std::int64_t>& stage_steps) {
   InferenceConfig out;
-  out.trained = parse_config(saved_yaml, where, {}).config;
+  out.trained = trained_config(parse_config(saved_yaml, where, {}).config, stage_steps);
   config::RunConfig base = without_training(out.trained);
   LoadResult given = read(base, where, overrides);
   if (given.issues.empty()) given.issues = refused_overrides(given.loaded);
@@ -131,8 +133,6 @@ InferenceConfig inference_config(std::string_view saved_yaml, const std::string&
 
 std::int64_t trained_context(const config::RunConfig& trained) {
   std::int64_t longest = trained.train().sequence_length();
-  for (const config::Stage& stage : trained.curriculum().stages())
-    longest = std::max(longest, stage.sequence_length());
   if (trained.positions().sampler() != "sequential")
     longest = std::max(longest, trained.positions().target_context());
   return std::max(longest, trained.model().rope().scaling().target_context());

@@ -18,18 +18,18 @@ namespace farspan {
 
 struct InferenceConfig {
   config::RunConfig config;   // resolved for the ranks; parallel.attention and .layout are chosen
-  config::RunConfig trained;  // as the checkpoint has it
+  config::RunConfig trained;  // as the checkpoint has it, in the stage it was made in
   std::vector<Issue> notes;   // worth saying though no error
 };
 
 // `overrides` ("section.key=value") may change how positions and masks are computed, how ranks
 // share the work, precision and device; not the shape of the weights, and nothing that only
-// training reads. Throws ConfigError with every issue. `where` names the checkpoint.
 InferenceConfig inference_config(std::string_view saved_yaml, const std::string& where,
-                                 std::span<const std::string> overrides, int num_ranks);
+                                 std::span<const std::string> overrides, int num_ranks,
+                                 const std::vector<std::int64_t>& stage_steps = {});
 
-// The longest context that the weights were trained for, tokens: sequence lengths of the run and
-// its stages, and what position samplers and rotary scaling reached for.
+// The longest context that the weights were trained for, tokens: sequence lengths of the stages that
+// have trained, and what position samplers and rotary scaling reached for.
 std::int64_t trained_context(const config::RunConfig& trained);
 
 }  // namespace farspan

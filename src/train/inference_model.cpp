@@ -139,8 +139,9 @@ InferenceModel::InferenceModel(const fs::path& path, std::span<const std::string
   together(world_, [&] {
     reader.emplace(checkpoint_, /*verify_hashes=*/false);
     step_ = reader->manifest().step();
+    const auto& stage_steps = reader->manifest().state().stage_steps();
     config_ = inference_config(reader->manifest().config_yaml(), checkpoint_.string(), overrides,
-                               world_.size());
+                               world_.size(), {stage_steps.begin(), stage_steps.end()});
     tokenizer_ = tokenizer_info(config_.trained);
     make_device();
   });

@@ -25,6 +25,10 @@ class RunReports {
 
   void step(const TrainRow& row);
   void evaluation(const EvalRow& row);
+  // A switch to another stage, after `step` steps.
+  void switched(std::int64_t step, const std::string& text) {
+    if (board_) board_->text("stages", step, text);
+  }
   // So that a message does not run into the bar.
   void erase_bar() { progress_.erase(); }
   void end_bar() { progress_.finish(); }

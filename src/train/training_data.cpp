@@ -9,67 +9,111 @@ constexpr int kPrefetchDepth = 2;  // steps made ahead
 
 }  // namespace
 
-TrainingData::TrainingData(const config::RunConfig& config)
-    : sequence_length_(config.train().sequence_length()),
-      micro_batch_(config.train().micro_batch()),
-      sequences_per_step_(config.train().batch_tokens() / config.train().sequence_length()),
-      steps_(config.train().steps()),
-      evaluation_tokens_(config.evaluation().tokens()),
-      data_size_(static_cast<int>(config.parallel().data())),
+TrainingData::TrainingData(const config::RunConfig& config, std::vector<StagePlan> stages)
+    : evaluation_tokens_(config.evaluation().tokens()),
+      stages_(std::move(stages)),
+      stores_(training_stores(stages_)),
       reader_(open_training_data(config, TokenStore::Verify::kHash)),
-      stage_(reader_.first_stage()),
       first_store_(reader_.sources().front().store),
       fingerprint_(reader_.fingerprint()),
-      validation_(open_validation_data(config, TokenStore::Verify::kHash)) {}
+      validation_(open_validation_data(config, TokenStore::Verify::kHash)) {
+  find_starts();
+}
 
-void TrainingData::cut_for(const config::RunConfig& config, const Mesh& mesh,
+std::int64_t TrainingData::sequences_per_step(std::size_t stage) const {
+  const config::Train& train = stages_[stage].config.train();
+  return train.batch_tokens() / train.sequence_length();
+}
+
+// Each stage goes on where the one before ends in the text.
+void TrainingData::find_starts() {
+  starts_ = {reading_as(reader_.first_stage(), stages_.front(), stores_)};
+  for (std::size_t i = 0; i + 1 < stages_.size(); ++i)
+    starts_.push_back(
+        reading_as(reader_.next_stage(starts_[i], stages_[i].steps * sequences_per_step(i),
+                                      stages_[i].config.train().sequence_length()),
+                   stages_[i + 1], stores_));
+}
+
+void TrainingData::cut_for(std::vector<StagePlan> stages, std::vector<const Mesh*> meshes,
                            const ArenaSizes& sizes) {
-  const auto cutter = [&] {
-    return Cutter{.sharder = Sharder(Sharding::from(config, mesh.place())),
-                  .probe = MemoryProbe(config, mesh.world().rank(), mesh.world().size(), sizes)};
-  };
-  data_rank_ = mesh.data_rank();
-  train_cutter_.emplace(cutter());
-  evaluation_cutter_.emplace(cutter());
+  FARSPAN_CHECK(stages.size() == stages_.size() && meshes.size() == stages.size());
+  stages_ = std::move(stages);
+  meshes_ = std::move(meshes);
+  kinds_ = distinct_stages(stages_).of_stage;
+  sizes_ = sizes;
+  enter_stage(0);
+}
+
+TrainingData::Cutter TrainingData::cutter(std::size_t stage) const {
+  const config::RunConfig& config = stages_[stage].config;
+  const Mesh& mesh = *meshes_[stage];
+  return {.sharder = Sharder(Sharding::from(config, mesh.place())),
+          .probe = MemoryProbe(config, mesh.world().rank(), mesh.world().size(), sizes_)};
+}
+
+void TrainingData::enter_stage(std::size_t stage) {
+  const bool alike = evaluation_cutter_ && kinds_[evaluation_stage_] == kinds_[stage];
+  evaluation_stage_ = stage;
+  if (!alike) evaluation_cutter_.emplace(cutter(stage));
 }
 
 void TrainingData::start(std::int64_t step) {
-  prefetch_.emplace([this](std::int64_t s) { return make_step(s); }, step, kPrefetchDepth, steps_);
+  prefetch_.emplace([this](std::int64_t s) { return make_step(s); }, step, kPrefetchDepth,
+                    stages_.back().end());
 }
 
 std::vector<MicroBatch> TrainingData::next() { return prefetch_->next(); }
 
 IndexRange TrainingData::samples_of(std::int64_t step) const {
-  return {step * sequences_per_step_, (step + 1) * sequences_per_step_};
+  const std::size_t stage = stage_at(stages_, step);
+  const std::int64_t count = sequences_per_step(stage);
+  const std::int64_t first =
+      starts_[stage].first_sample + (step - stages_[stage].first_step) * count;
+  return {first, first + count};
 }
 
 Batch TrainingData::batch_of(std::int64_t step, std::int64_t accumulation, int data_rank) {
+  const std::size_t stage = stage_at(stages_, step);
+  const config::RunConfig& config = stages_[stage].config;
+  const std::int64_t rows = config.train().micro_batch();
   const std::int64_t first = first_sample_of({.step_first_sample = samples_of(step).begin,
                                               .accumulation = accumulation,
                                               .data_rank = data_rank,
-                                              .data_ranks = data_size_,
-                                              .micro_batch = micro_batch_});
-  return reader_.make_batch(first, micro_batch_, sequence_length_, stage_);
+                                              .data_ranks = config.parallel().data(),
+                                              .micro_batch = rows});
+  return reader_.make_batch(first, rows, config.train().sequence_length(), starts_[stage]);
 }
 
 std::vector<MicroBatch> TrainingData::make_step(std::int64_t step) {
+  const std::size_t stage = stage_at(stages_, step);
+  if (!train_cutter_ || train_kind_ != kinds_[stage]) train_cutter_.emplace(cutter(stage));
+  train_kind_ = kinds_[stage];
+  const config::RunConfig& config = stages_[stage].config;
+  const std::int64_t micro_batches =
+      sequences_per_step(stage) / (config.train().micro_batch() * config.parallel().data());
   std::vector<MicroBatch> out;
-  const std::int64_t micro_batches = sequences_per_step_ / (micro_batch_ * data_size_);
   for (std::int64_t j = 0; j < micro_batches; ++j)
-    out.push_back((*train_cutter_)(batch_of(step, j, data_rank_), &MemoryProbe::train));
+    out.push_back(
+        (*train_cutter_)(batch_of(step, j, meshes_[stage]->data_rank()), &MemoryProbe::train));
   return out;
 }
 
 std::int64_t TrainingData::num_evaluation_batches() const {
-  const std::int64_t samples = validation_->num_samples(sequence_length_, evaluation_tokens_);
-  const std::int64_t per_round = micro_batch_ * data_size_;
+  const config::RunConfig& config = stages_[evaluation_stage_].config;
+  const std::int64_t samples =
+      validation_->num_samples(config.train().sequence_length(), evaluation_tokens_);
+  const std::int64_t per_round = config.train().micro_batch() * config.parallel().data();
   return (samples + per_round - 1) / per_round;
 }
 
 MicroBatch TrainingData::evaluation_batch(std::int64_t index) {
-  const std::int64_t first = (index * data_size_ + data_rank_) * micro_batch_;
+  const config::RunConfig& config = stages_[evaluation_stage_].config;
+  const std::int64_t rows = config.train().micro_batch();
+  const std::int64_t first =
+      (index * config.parallel().data() + meshes_[evaluation_stage_]->data_rank()) * rows;
   return (*evaluation_cutter_)(
-      validation_->make_batch(first, micro_batch_, sequence_length_, evaluation_tokens_),
+      validation_->make_batch(first, rows, config.train().sequence_length(), evaluation_tokens_),
       &MemoryProbe::evaluate);
 }
 

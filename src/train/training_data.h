@@ -1,10 +1,11 @@
 // Batches of a run, cut for this rank: training steps from a prefetch thread, evaluation in order.
 //
-//   TrainingData data(config);
-//   choose_sharding(config, data.first_batch());      // may need to see documents
-//   data.cut_for(config, mesh, dry_run(...).sizes);
+//   TrainingData data(config, plan_stages(config));
+//   choose_sharding(stage_config, data.first_batch(stage));      // may need to see documents
+//   data.cut_for(stages, meshes, sizes);
 //   data.start(step);
 //   std::vector<MicroBatch> mine = data.next();
+//   data.enter_stage(1);                               // evaluation as this stage has it
 #pragma once
 
 #include <memory>
@@ -22,17 +23,23 @@ namespace farspan {
 class TrainingData {
  public:
   // Opens and verifies the stores that `config` names. Throws Error(kBadData).
-  explicit TrainingData(const config::RunConfig& config);
+  TrainingData(const config::RunConfig& config, std::vector<StagePlan> stages);
 
-  // The first micro-batch of the run: the same on every rank, whatever the step it starts at.
-  Batch first_batch() { return batch_of(0, 0, 0); }
-  // Micro-batches for this rank's place, with the memory that they need.
-  void cut_for(const config::RunConfig& config, const Mesh& mesh, const ArenaSizes& sizes);
+  // The first micro-batch of a stage: the same on every rank, whatever the step the run starts at.
+  Batch first_batch(std::size_t stage) { return batch_of(stages_[stage].first_step, 0, 0); }
+  // Micro-batches for this rank's place, with the memory that they need. `stages` as before, with
+  // their layouts chosen; a mesh for each, which must outlive this object. Enters stage 0.
+  void cut_for(std::vector<StagePlan> stages, std::vector<const Mesh*> meshes,
+               const ArenaSizes& sizes);
 
   // Starts prefetching at optimizer step `step` (0 is the first).
   void start(std::int64_t step);
-  // This rank's micro-batches of the next step.
+  // This rank's micro-batches of the next step, cut for the stage that the step is in.
   std::vector<MicroBatch> next();
+  // Evaluation batches from here on are as long as this stage's, on its mesh.
+  void enter_stage(std::size_t stage);
+  // Where a stage begins in the data.
+  const StageStart& stage_start(std::size_t stage) const { return starts_[stage]; }
   // Global sample numbers [first, first + count) of optimizer step `step`.
   IndexRange samples_of(std::int64_t step) const;
 
@@ -64,14 +71,22 @@ class TrainingData {
 
   Batch batch_of(std::int64_t step, std::int64_t accumulation, int data_rank);
   std::vector<MicroBatch> make_step(std::int64_t step);
+  void find_starts();
+  std::int64_t sequences_per_step(std::size_t stage) const;
+  Cutter cutter(std::size_t stage) const;
 
-  std::int64_t sequence_length_, micro_batch_, sequences_per_step_, steps_, evaluation_tokens_;
-  int data_rank_ = 0, data_size_;
+  std::int64_t evaluation_tokens_;
+  std::vector<StagePlan> stages_;
+  std::vector<std::string> stores_;
+  std::vector<const Mesh*> meshes_;
+  std::vector<std::size_t> kinds_;  // stages with equal numbers are cut alike
+  ArenaSizes sizes_{};
   std::optional<Cutter> train_cutter_;  // used, like the reader, by the prefetch thread only,
-                                        // once it runs
+  std::size_t train_kind_ = 0;          // once it runs
   std::optional<Cutter> evaluation_cutter_;
+  std::size_t evaluation_stage_ = 0;
   SampleReader reader_;
-  StageStart stage_;
+  std::vector<StageStart> starts_;
   std::shared_ptr<const TokenStore> first_store_;
   std::string fingerprint_;
   std::optional<EvaluationReader> validation_;

@@ -23,7 +23,8 @@ TrainingRun::TrainingRun(const config::RunConfig& config, const TrainOptions& op
                  .last_operation = [this] { return reach_.last_operation(); },
                  .abort = [this](std::string_view why) { reach_.abort(why); }}),
       schedule_(LearningRateSchedule::from(config.schedule(), config.optimizer().lr(), steps_)),
-      flops_(config.model()) {}
+      flops_(config.model()),
+      stages_(plan_stages(config)) {}
 
 TrainOutcome TrainingRun::run() {
   {
@@ -58,6 +59,7 @@ TrainOutcome TrainingRun::run() {
 
 // One optimizer step and whatever is due after it; true to stop on request.
 bool TrainingRun::one_step() {
+  enter_stage_if_due();
   const auto begin = std::chrono::steady_clock::now();
   std::vector<MicroBatch> micro_batches;
   {
@@ -71,7 +73,7 @@ bool TrainingRun::one_step() {
   auto section = watchdog_.enter(Phase::kStep, step_);
   const double exposed_before = exposed_seconds();
   const std::int64_t bytes_before = ring_bytes_sent();
-  const double lr = schedule_.at(step_);
+  const double lr = schedule_.at(step_) * stage().lr_factor;
   engine_->train_step(micro_batches, lr,
                       {.stop_requested = options_.stop_requested && options_.stop_requested(),
                        .save_failed = saver_->failed()});
@@ -119,7 +121,7 @@ double TrainingRun::exposed_seconds() const {
 }
 
 std::int64_t TrainingRun::ring_bytes_sent() const {
-  return mesh_->context_counters().of(Collective::kExchange).bytes_sent;
+  return mesh().context_counters().of(Collective::kExchange).bytes_sent;
 }
 
 // The gate itself is on the device (ClipArgs); here the skips are counted and bounded.
@@ -159,8 +161,8 @@ void TrainingRun::report(const StepResult& result, double lr, double seconds, Me
                      .tokens_per_second = static_cast<double>(batch) / seconds,
                      .tflops_per_rank = per_rank / 1e12,
                      .mfu = per_rank / peak_.flops_per_second,
-                     .sequence_length = config_.train().sequence_length(),
-                     .stage = 0,
+                     .sequence_length = stage().config.train().sequence_length(),
+                     .stage = stage().index,
                      .valid_tokens = static_cast<std::int64_t>(result.valid_tokens),
                      .skipped = skipped_,
                      .extras = std::move(extras)};
@@ -183,7 +185,9 @@ void TrainingRun::evaluate() {
   const EvalRow row{.step = step_,
                     .name = "loss",
                     .value = result.loss(),
-                    .extras = {{"tokens", result.valid_tokens}, {"seconds", seconds_since(begin)}}};
+                    .extras = {{"tokens", result.valid_tokens},
+                               {"sequence_length", stage().config.train().sequence_length()},
+                               {"seconds", seconds_since(begin)}}};
   reports_->evaluation(row);
   log_.info("step {}: held-out loss {:.4f} nats per token ({:.0f} tokens)", step_, row.value,
             result.valid_tokens);
@@ -197,8 +201,10 @@ void TrainingRun::save() {
   state.set_skipped_steps(skipped_);
   state.set_tokens(tokens_);
   state.set_samples(data_->samples_of(step_).begin);
-  state.set_stage(0);
-  state.set_stage_first_sample(0);
+  const std::size_t next = stage_at(stages_, step_);
+  state.set_stage(static_cast<int>(next));
+  state.set_stage_first_sample(data_->stage_start(next).first_sample);
+  for (const std::int64_t steps : stage_steps()) state.add_stage_steps(steps);
   state.set_seed(config_.seed());
   state.set_data_fingerprint(data_->fingerprint());
   auto traced = trace_.section("checkpoint.snapshot");

@@ -1,7 +1,8 @@
-// One training run: what train() of train/trainer.h does, in its three parts.
+// One training run: what train() of train/trainer.h does, in its parts.
 //
 //   training_run_setup.cpp    before the first step: device, data, memory, checkpoint
 //   training_run.cpp          the loop: steps, evaluation, checkpoints
+//   training_run_stages.cpp   stages of the curriculum: their ranks, and going from one to the next
 //   training_run_results.cpp  after the last step, for people
 #pragma once
 
@@ -84,6 +85,13 @@ class TrainingRun {
   double exposed_seconds() const;
   std::int64_t ring_bytes_sent() const;
   void guard(const StepResult& result);
+  std::vector<const Mesh*> make_meshes();
+  const StagePlan& stage() const { return stages_[stage_]; }
+  const Mesh& mesh() const { return *mesh_of_stage_[stage_]; }
+  void log_stages();
+  void enter_stage(std::size_t next);
+  void enter_stage_if_due();
+  std::vector<std::int64_t> stage_steps() const;
   void report(const StepResult& result, double lr, double seconds, MetricExtras extras);
   void evaluate();
   void save();
@@ -108,7 +116,10 @@ class TrainingRun {
   std::unique_ptr<Backend> backend_;
   Trace trace_;
   DeviceTransport transport_;
-  std::optional<Mesh> mesh_;
+  std::vector<StagePlan> stages_;  // their layouts are chosen by choose()
+  std::size_t stage_ = 0;
+  std::vector<std::unique_ptr<Mesh>> meshes_;  // one for each layout of ranks
+  std::vector<const Mesh*> mesh_of_stage_;
   std::optional<TrainingData> data_;
   std::unique_ptr<Engine> engine_;
   DeviceLimit limit_;

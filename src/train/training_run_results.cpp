@@ -19,8 +19,8 @@ void TrainingRun::write_results(RunStatus status) {
   }
   summary.parameters = parameters_;
   summary.ranks = world_.size();
-  summary.data = mesh_->data_size();
-  summary.context = mesh_->context_size();
+  summary.data = mesh().data_size();
+  summary.context = mesh().context_size();
   summary.device = backend_->description();
   const bool saved = saver_ && !saver_->newest().empty();
   summary.checkpoint = (saved ? saver_->newest() : resumed_from_).string();
@@ -32,7 +32,7 @@ std::string TrainingRun::sample() {
   const auto tokenizer = make_tokenizer("bytes");
   const std::vector<std::int32_t> prompt = data_->prompt(32);
   if (prompt.empty()) return {};
-  const Generated generated = generate(config_, engine_->model(), *backend_, prompt,
+  const Generated generated = generate(stage().config, engine_->model(), *backend_, prompt,
                                        {.max_new_tokens = 160,
                                         .temperature = 0.7,
                                         .top_p = 0.95,

@@ -21,7 +21,7 @@ void TrainingRun::prepare() {
   together(world_, [&] {
     if (lead_) open_folder();
   });
-  together(world_, [&] { data_.emplace(config_); });
+  together(world_, [&] { data_.emplace(config_, stages_); });
   choose();
   connect();
   allocate();
@@ -31,6 +31,7 @@ void TrainingRun::prepare() {
     const fs::path origin = find_checkpoint(config_.model().from(), log_, world_);
     together(world_, [&] { load_origin(origin); });
   }
+  enter_stage(stage_at(stages_, step_));
   CheckpointWriter::Options writer{.folder = folder_ / "checkpoints"};
   writer.keep_last = static_cast<int>(config_.checkpoint().keep_last());
   writer.keep_every = config_.checkpoint().keep_every();
@@ -62,7 +63,7 @@ void TrainingRun::make_device() {
 void TrainingRun::connect() {
   transport_ = connect_devices(config_, world_, backend_->device(), options_.host_id);
   reach_.add(transport_.devices.get());
-  mesh_.emplace(make_mesh(config_, transport_.world(world_)));
+  mesh_of_stage_ = make_meshes();
   if (!transport_.description.empty()) log_.info("{}", transport_.description);
   world_.barrier();  // all ranks of a device have started on it: the rest of its memory is free
   limit_ = free_device_memory(config_, backend_->device(), transport_.ranks_on_device);
@@ -84,17 +85,29 @@ void TrainingRun::open_folder() {
 
 // What the configuration leaves to the data, before anything depends on it.
 void TrainingRun::choose() {
-  std::string why;
+  std::vector<std::string> why;
   together(world_, [&] {
-    if (sharding_is_automatic(config_)) why = choose_sharding(config_, data_->first_batch());
+    for (std::size_t i = 0; i < stages_.size(); ++i) {
+      StagePlan& stage = stages_[i];
+      if (!sharding_is_automatic(stage.config)) continue;
+      const bool many = stages_.size() > 1;
+      const std::string choice = choose_sharding(stage.config, data_->first_batch(i));
+      why.push_back(many ? fmt::format("stage {}: {}", stage.index, choice) : choice);
+      // What config.resolved.yaml will say.
+      config::Curriculum& curriculum = *config_.mutable_curriculum();
+      *(stage.entry < 0 ? config_.mutable_parallel()
+                        : curriculum.mutable_stages(stage.entry)->mutable_parallel()) =
+          stage.config.parallel();
+    }
   });
-  if (why.empty()) return;
-  agree_on(world_, "choice of layout and strategy", why);
-  log_.info("{}", why);
+  for (const std::string& line : why) {
+    agree_on(world_, "choice of layout and strategy", line);
+    log_.info("{}", line);
+  }
 }
 
 void TrainingRun::allocate() {
-  const DryRunReport report = dry_run(config_, world_.rank(), world_.size());
+  const DryRunReport report = dry_run(stages_, world_.rank(), world_.size()).whole;
   parameters_ = report.parameters;
   overhead_bytes_ = report.overhead_bytes();
   for (const MemoryItem& item : device_overhead(config_)) present_bytes_ += item.bytes;
@@ -102,24 +115,26 @@ void TrainingRun::allocate() {
     check_memory(report, config_, options_.ranks_on_machine);
     check_limit(report.device_bytes() - present_bytes_, limit_);
   });
-  together(world_, [&] { data_->cut_for(config_, *mesh_, report.sizes); });
+  together(world_, [&] { data_->cut_for(stages_, mesh_of_stage_, report.sizes); });
   // A graph is one call: its modules could not be told apart.
-  if (options_.profile && config_.train().cuda_graphs() == "auto")
-    config_.mutable_train()->set_cuda_graphs("off");
+  for (StagePlan& stage : stages_)
+    if (options_.profile && stage.config.train().cuda_graphs() == "auto")
+      stage.config.mutable_train()->set_cuda_graphs("off");
   // Before the engine takes its memory, which leaves no room for this. All ranks at once, as they
   // will compute.
   world_.barrier();
   peak_ = matmul_peak(*backend_, compute_dtype(config_));
   together(world_, [&] {
-    engine_ = std::make_unique<Engine>(config_, *backend_, *mesh_, report.sizes, trace_);
+    engine_ = std::make_unique<Engine>(stage().config, *backend_, mesh(), report.sizes, trace_);
     trace_.attach(backend_->make_trace_sink(options_.profile));
   });
   log_.info("{}: {:.2f}M parameters, {} ranks (data {} x context {}), {:.1f} MiB per rank",
             config_.name(), static_cast<double>(report.parameters) / 1e6, world_.size(),
-            mesh_->data_size(), mesh_->context_size(),
+            mesh().data_size(), mesh().context_size(),
             static_cast<double>(report.total_bytes()) / (1 << 20));
   log_.info("{}", backend_->description());
   log_.info("{}", schedule_.description());
+  if (stages_.size() > 1) log_stages();
 }
 
 // Rank 0 looks; the others hear which step.
@@ -180,7 +195,15 @@ void TrainingRun::load_origin(const fs::path& origin) {
 void TrainingRun::check_compatible(const io::Manifest& manifest, const fs::path& checkpoint) const {
   const LoadedConfig saved =
       parse_config(manifest.config_yaml(), (checkpoint / "manifest.pb").string(), {});
-  std::vector<std::string> conflicts = resume_conflicts(saved.config, config_);
+  const io::TrainState& state = manifest.state();
+  std::vector<std::int64_t> done(state.stage_steps().begin(), state.stage_steps().end());
+  if (done.empty()) done = {state.step()};
+  std::vector<std::string> conflicts = resume_conflicts(saved.config, config_, done);
+  // The cursor follows from the stages; were it another, text would be repeated or left out.
+  const std::int64_t samples = data_->samples_of(state.step()).begin;
+  if (conflicts.empty() && state.samples() != samples)
+    conflicts.push_back(fmt::format("curriculum: {} sequences drawn in the saved run, {} now",
+                                    state.samples(), samples));
   if (manifest.state().data_fingerprint() != data_->fingerprint())
     conflicts.push_back("data.train: the token stores hold other text than when the run began");
   if (conflicts.empty()) return;

@@ -41,7 +41,7 @@ const BadCase kBadCases[] = {
     {"other_name", "train: {learning_rate: 1}\n", "a.yaml:1:9", {"optimizer.lr"}},
     {"hf_name", "model: {rope_theta: 1}\n", "a.yaml:1:9", {"model.rope.theta"}},
     {"dash_and_case", "train: {Batch-Tokens: 1}\n", "a.yaml:1:9", {"did you mean batch_tokens?"}},
-    {"own_section", "data: {data: x}\n", "a.yaml:1:8", {"did you mean parallel.data or"}},
+    {"own_section", "data: {data: x}\n", "a.yaml:1:8", {"did you mean parallel.data"}},
     {"nothing_near", "train: {zzzzzz: 1}\n", "a.yaml:1:9", {"known keys of train", "micro_batch"}},
     {"unknown_section", "trian: {steps: 4}\n", "a.yaml:1:1", {"did you mean train?"}},
     {"unknown_in_list",

@@ -152,7 +152,8 @@ TEST(Print, JsonIsTheSameConfiguration) {
 TEST(Print, KeysTableNamesEveryKey) {
   const std::string table = keys_text();
   for (const Key& key : all_keys()) {
-    if (key.is_section() || key.path.starts_with("curriculum.stages[].parallel.")) continue;
+    const bool in_stage = key.path.starts_with("curriculum.stages[].");
+    if (key.is_section() || (in_stage && key.path.find('.', 20) != std::string::npos)) continue;
     EXPECT_NE(table.find("\n" + key.path + " "), std::string::npos) << key.path;
     EXPECT_FALSE(key.doc().empty()) << key.path;
   }

@@ -387,8 +387,6 @@ TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
       {"data.packing=best_fit", "use concat"},
       {"parallel.zero=1", "use 0"},
       {"positions.sampler=cream", "use sequential"},
-      {"curriculum.type=growlength", "use fixed"},
-      {"curriculum.stages=[{sequence_length: 4k, tokens: 1M}]", "leave curriculum.stages out"},
       {"evaluation.passkey.lengths=[1k]", "leave"},
   };
   for (const auto& [override_text, words] : cases) {

@@ -1,0 +1,164 @@
+// Curricula: what each kind reads, and whether its stages make up the run.
+#include <fmt/format.h>
+
+#include "config/stages.h"
+
+namespace farspan {
+namespace {
+
+class CurriculumRules {
+ public:
+  explicit CurriculumRules(Rules& rules)
+      : rules_(rules), config_(rules.config()), curriculum_(config_.curriculum()) {}
+
+  void run() {
+    check_unread();
+    if (!has_stages(config_)) return;
+    check_lengths();
+    if (type() == "cyclic")
+      check_cycles();
+    else
+      check_budget();
+  }
+
+ private:
+  const std::string& type() const { return curriculum_.type(); }
+  static std::string key(const char* name) { return std::string("curriculum.") + name; }
+
+  void check_unread();
+  void check_lengths();
+  void check_doubling();
+  void check_cycles();
+  void check_budget();
+
+  Rules& rules_;
+  const RunConfig& config_;
+  const config::Curriculum& curriculum_;
+};
+
+void CurriculumRules::check_unread() {
+  const config::Curriculum defaults;
+  const bool window = type() == "window", cyclic = type() == "cyclic";
+  const bool doubles = cyclic || type() == "growlength";
+  struct Read {
+    const char* name;
+    bool given;
+    bool read;
+    const char* readers;
+  };
+  const Read reads[] = {
+      {"stages", curriculum_.stages_size() > 0, has_stages(config_), "growlength, cyclic and gated"},
+      {"min_length", curriculum_.has_min_length(), doubles, "growlength and cyclic"},
+      {"max_length", curriculum_.has_max_length(), doubles, "growlength and cyclic"},
+      {"cycles", curriculum_.cycles() != defaults.cycles(), cyclic, "cyclic"},
+      {"initial_window", curriculum_.initial_window() != defaults.initial_window(), window,
+       "window"},
+      {"window_steps", curriculum_.has_window_steps(), window, "window"},
+      {"growth", curriculum_.growth() != defaults.growth(), window, "window"},
+      {"gate.retrieval", curriculum_.gate().has_retrieval(), type() == "gated", "gated"},
+      {"gate.recovery", curriculum_.gate().has_recovery(), type() == "gated", "gated"},
+      {"gate.every", curriculum_.gate().has_every(), type() == "gated", "gated"}};
+  for (const Read& r : reads)
+    if (r.given && !r.read) rules_.add_unread(key(r.name), r.readers, key("type"), type());
+}
+
+void CurriculumRules::check_lengths() {
+  const bool bounds = curriculum_.has_min_length() || curriculum_.has_max_length();
+  if (curriculum_.stages_size() == 0) return check_doubling();
+  if (bounds && type() != "gated")
+    rules_.add(curriculum_.has_min_length() ? key("min_length") : key("max_length"),
+               "is given beside curriculum.stages, which say every length",
+               "keep one: curriculum.stages, or min_length and max_length", {key("stages")});
+  std::int64_t longest = 0;
+  for (const config::Stage& stage : curriculum_.stages())
+    longest = std::max(longest, stage.sequence_length());
+  if (config_.train().sequence_length() != longest)
+    rules_.add("train.sequence_length",
+               fmt::format("{} is not the longest stage's, which has {}",
+                           config_.train().sequence_length(), longest),
+               "leave it out: it then is the longest stage's", {key("stages")});
+}
+
+void CurriculumRules::check_doubling() {
+  if (type() == "gated")
+    rules_.add(key("stages"), "is missing, and gated needs it",
+               "list the stages: [{sequence_length: 8k, tokens: 1B}, {sequence_length: 16k, ...}]",
+               {key("type")});
+  else if (!curriculum_.has_min_length())
+    rules_.add(
+        key("min_length"),
+        fmt::format("is missing, and {} without stages starts with it", type()),
+        "give the first length, such as min_length: 256, or list the stages in curriculum.stages",
+        {key("type"), key("stages")});
+  else {
+    const bool given = curriculum_.has_max_length();
+    const std::int64_t first = curriculum_.min_length();
+    const std::int64_t last = given ? curriculum_.max_length() : config_.train().sequence_length();
+    std::int64_t below = first;
+    while (below * 2 <= last) below *= 2;
+    rules_.add(given ? key("max_length") : "train.sequence_length",
+               first > last
+                   ? fmt::format("{} is below curriculum.min_length {}", last, first)
+                   : fmt::format("{} is not curriculum.min_length {} doubled some times", last, first),
+               first > last ? "exchange the two" : fmt::format("use {} or {}", below, below * 2),
+               {key("min_length")});
+  }
+}
+
+void CurriculumRules::check_cycles() {
+  constexpr std::int64_t kMostStages = 4096;
+  const std::int64_t stages = curriculum_.cycles() * curriculum_.stages_size();
+  for (int i = 0; i < curriculum_.stages_size(); ++i)
+    for (const char* budget : {"steps", "tokens"}) {
+      const config::Stage& stage = curriculum_.stages(i);
+      if (budget == std::string_view("steps") ? stage.has_steps() : stage.has_tokens())
+        rules_.add(fmt::format("curriculum.stages[{}].{}", i, budget),
+                   "is given, and the stages of cyclic have equal shares of train.steps",
+                   "leave it out", {key("type")});
+    }
+  if (stages > kMostStages)
+    rules_.add(key("cycles"),
+               fmt::format("{} cycles of {} lengths are {} stages", curriculum_.cycles(),
+                           curriculum_.stages_size(), stages),
+               fmt::format("keep them below {}", kMostStages), {key("stages")});
+  else if (config_.train().has_steps() && config_.train().steps() < stages)
+    rules_.add(key("cycles"),
+               fmt::format("{} cycles of {} lengths are {} stages, and train.steps is {}: some "
+                           "would have none",
+                           curriculum_.cycles(), curriculum_.stages_size(), stages,
+                           config_.train().steps()),
+               "use fewer cycles, a larger min_length, or more steps", {"train.steps"});
+}
+
+void CurriculumRules::check_budget() {
+  const config::Train& train = config_.train();
+  std::int64_t sum = 0;
+  bool open = false;
+  for (int i = 0; i < curriculum_.stages_size(); ++i) {
+    const config::Stage& stage = curriculum_.stages(i);
+    const std::string prefix = fmt::format("curriculum.stages[{}].", i);
+    if (stage.has_steps() && stage.has_tokens())
+      rules_.add(prefix + "tokens", fmt::format("steps {} is given too", stage.steps()),
+                 "keep one of the two", {prefix + "steps"});
+    sum += stage.steps();
+    open |= !stage.has_steps();
+  }
+  if (open && !train.has_steps())
+    rules_.add("train.steps",
+               "is missing, and a stage without steps or tokens takes what the others leave of it",
+               "give every stage a budget, or say how long to train: steps: 1000, or tokens: 2B",
+               {key("stages"), "train.tokens"});
+  else if (train.has_steps() && (open ? sum >= train.steps() : sum != train.steps()))
+    rules_.add("train.steps",
+               fmt::format("{} steps, and the stages add up to {}{}", train.steps(), sum,
+                           open ? ", which leaves too little for those without a budget" : ""),
+               open ? "raise train.steps, or shorten a stage"
+                    : "leave train.steps out (it then is their sum), or change the stages",
+               {key("stages"), "train.tokens"});
+}
+
+}  // namespace
+
+void check_curriculum(Rules& rules) { CurriculumRules(rules).run(); }
+
+}  // namespace farspan
