@@ -140,9 +140,9 @@ RunConfig trained_config(const RunConfig& config, const std::vector<std::int64_t
 std::string stage_text(const StagePlan& stage) {
   const config::Train& train = stage.config.train();
   const config::Parallel& parallel = stage.config.parallel();
-  std::string out = fmt::format("{} tokens, data {} x context {}, micro_batch {}",
-                                train.sequence_length(), parallel.data(), parallel.context(),
-                                train.micro_batch());
+  std::string out =
+      fmt::format("{} tokens, data {} x context {}, micro_batch {}", train.sequence_length(),
+                  parallel.data(), parallel.context(), train.micro_batch());
   if (stage.window > 0) out += fmt::format(", window {}", stage.window);
   if (stage.lr_factor != 1) out += fmt::format(", lr x {:g}", stage.lr_factor);
   return out;
@@ -151,10 +151,9 @@ std::string stage_text(const StagePlan& stage) {
 std::vector<std::string> stage_lines(const std::vector<StagePlan>& stages) {
   std::vector<std::string> out;
   for (const StagePlan& stage : stages)
-    out.push_back(fmt::format("stage {}: steps {} to {}, {} tokens in sequences of {}",
-                              stage.index, stage.first_step + 1, stage.end(),
-                              stage.steps * stage.config.train().batch_tokens(),
-                              stage_text(stage)));
+    out.push_back(fmt::format(
+        "stage {}: steps {} to {}, {} tokens in sequences of {}", stage.index, stage.first_step + 1,
+        stage.end(), stage.steps * stage.config.train().batch_tokens(), stage_text(stage)));
   return out;
 }
 

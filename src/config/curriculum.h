@@ -23,17 +23,19 @@ struct StagePlan {
   std::int64_t first_step = 0;  // of the run
   std::int64_t steps = 0;       // gated: at most
   double lr_factor = 1.0;       // multiplies the schedule's rate
-  std::int64_t window = 0;      // documents are cut into pieces of this many tokens; 0: they are not
-  int entry = -1;               // of curriculum.stages; -1: none
-  RunConfig config;             // resolved, without a curriculum; train.steps is the whole run's
+  std::int64_t window = 0;  // documents are cut into pieces of this many tokens; 0: they are not
+  int entry = -1;           // of curriculum.stages; -1: none
+  RunConfig config;         // resolved, without a curriculum; train.steps is the whole run's
   std::int64_t end() const { return first_step + steps; }
 };
 
-// Whether curriculum.stages says what happens: growlength, cyclic (its stages are one cycle), gated.
+// Whether curriculum.stages says what happens: growlength, cyclic (its stages are one cycle),
+// gated.
 bool has_stages(const RunConfig& config);
 
-// What `config` is during a stage, before or after it is resolved. A stage that gives data or context
-// leaves the other to the ranks; rope.scaling and positions of a stage replace the whole section.
+// What `config` is during a stage, before or after it is resolved. A stage that gives data or
+// context leaves the other to the ranks; rope.scaling and positions of a stage replace the whole
+// section.
 RunConfig with_stage(const RunConfig& config, const config::Stage& stage);
 
 // The stages of a resolved and valid configuration, in order; at least one.
@@ -51,11 +53,12 @@ struct DistinctStages {
 DistinctStages distinct_stages(const std::vector<StagePlan>& stages);
 
 // The configuration of the last stage that has trained, at the longest length that has, given the
-// steps done in each stage (io::TrainState::stage_steps; empty: the first): the model as a checkpoint
-// holds it.
+// steps done in each stage (io::TrainState::stage_steps; empty: the first): the model as a
+// checkpoint holds it.
 RunConfig trained_config(const RunConfig& config, const std::vector<std::int64_t>& stage_steps);
 
-// One line for each stage: steps, length, tokens, layout, and what else differs from the one before.
+// One line for each stage: steps, length, tokens, layout, and what else differs from the one
+// before.
 std::vector<std::string> stage_lines(const std::vector<StagePlan>& stages);
 // "1024 tokens, data 1 x context 2, micro_batch 4".
 std::string stage_text(const StagePlan& stage);

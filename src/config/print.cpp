@@ -139,9 +139,8 @@ std::string json_object(const pb::Message& message, const std::string& prefix,
     } else {
       out += '[';
       for (int item = 0; item < r.FieldSize(message, &field); ++item)
-        out += (item == 0 ? "" : ", ") +
-               json_object(r.GetRepeatedMessage(message, &field, item),
-                           fmt::format("{}[{}]", path, item), inner);
+        out += (item == 0 ? "" : ", ") + json_object(r.GetRepeatedMessage(message, &field, item),
+                                                     fmt::format("{}[{}]", path, item), inner);
       out += ']';
     }
   }

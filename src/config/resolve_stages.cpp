@@ -125,7 +125,8 @@ void StageResolver::resolve_steps() {
   config::Train& train = *config_.mutable_train();
   const std::int64_t batch = train.batch_tokens();
   std::int64_t total = train.steps();
-  if (!train.has_steps() && train.has_tokens() && batch > 0) total = steps_of(train.tokens(), batch);
+  if (!train.has_steps() && train.has_tokens() && batch > 0)
+    total = steps_of(train.tokens(), batch);
   if (curriculum_.type() == "cyclic") return;  // all alike: plan_stages shares out
   std::int64_t given = 0, open = 0;
   for (int i = 0; i < curriculum_.stages_size(); ++i) {
@@ -184,7 +185,13 @@ LoadedConfig StageResolver::resolved_stage(int i) const {
 void StageResolver::resolve_stage(int i) {
   const LoadedConfig resolved = resolved_stage(i);
   config::Stage& stage = *curriculum_.mutable_stages(i);
-  *stage.mutable_parallel() = resolved.config.parallel();
+  const config::Parallel& layout = resolved.config.parallel();
+  config::Parallel& own = *stage.mutable_parallel();
+  own.set_data(layout.data());
+  own.set_context(layout.context());
+  own.set_attention(layout.attention());
+  own.set_ulysses(layout.ulysses());
+  own.set_layout(layout.layout());
   stage.set_micro_batch(resolved.config.train().micro_batch());
   if (stage.has_positions() || resolved.config.positions().sampler() != "sequential")
     *stage.mutable_positions() = resolved.config.positions();
@@ -227,6 +234,8 @@ LoadedConfig stage_of(const LoadedConfig& loaded, int i) {
   return out;
 }
 
-void resolve_stages(LoadedConfig& loaded, std::int64_t ranks) { StageResolver(loaded, ranks).run(); }
+void resolve_stages(LoadedConfig& loaded, std::int64_t ranks) {
+  StageResolver(loaded, ranks).run();
+}
 
 }  // namespace farspan

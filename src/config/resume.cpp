@@ -65,8 +65,8 @@ void compare_stage(const StagePlan& before, const StagePlan& now, std::int64_t d
   for (const std::string& difference : differences(before.config, now.config))
     out.push_back(stage + difference);
   if (before.window != now.window)
-    out.push_back(fmt::format("{}its window: {} in the saved run, {} now", stage, before.window,
-                              now.window));
+    out.push_back(
+        fmt::format("{}its window: {} in the saved run, {} now", stage, before.window, now.window));
   if (present ? now.steps < done : !gated && now.steps != done)
     out.push_back(fmt::format("{}its steps: {} done, {} now", stage, done, now.steps));
 }
@@ -79,15 +79,15 @@ std::vector<std::string> resume_conflicts(const RunConfig& saved, const RunConfi
   std::size_t trained = 1;
   for (std::size_t i = 0; i < stage_steps.size(); ++i)
     if (stage_steps[i] > 0) trained = i + 1;
-  if (trained == 1 && before.size() == 1 && now.size() == 1)
-    return differences(saved, current);
+  if (trained == 1 && before.size() == 1 && now.size() == 1) return differences(saved, current);
   std::vector<std::string> out;
   const bool gated = current.curriculum().type() == "gated";
   for (std::size_t i = 0; i < std::min(trained, before.size()); ++i) {
     if (i == now.size()) {
-      out.push_back(fmt::format("curriculum: stage {} has begun in the saved run, and there are {} "
-                                "stages now",
-                                trained - 1, now.size()));
+      out.push_back(
+          fmt::format("curriculum: stage {} has begun in the saved run, and there are {} "
+                      "stages now",
+                      trained - 1, now.size()));
       break;
     }
     const std::int64_t done = i < stage_steps.size() ? stage_steps[i] : 0;

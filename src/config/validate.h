@@ -49,15 +49,17 @@ struct ValidateOptions {
 //   positions.reset_per_document  false where data.documents is joined and it is not set
 //   curriculum.window_steps     60% of train.steps; a share becomes steps
 //
-// With stages (curriculum.type growlength, cyclic or gated) each stage is resolved by these rules as
-// a configuration of its own, and its layout, micro-batch and budget are written into it. Before:
+// With stages (curriculum.type growlength, cyclic or gated) each stage is resolved by these rules
+// as a configuration of its own, and its layout, micro-batch and budget are written into it.
+// Before:
 //
 //   curriculum.stages           without any: curriculum.min_length doubled up to max_length (else
 //                               train.sequence_length), which are then unset
 //   train.sequence_length       the longest stage's
 //   stages[].sequence_length    train.sequence_length
 //   train.batch_tokens          the most that a stage needs for one sequence per data rank
-//   stages[].steps              stages[].tokens / batch_tokens, rounded up; without a budget an equal
+//   stages[].steps              stages[].tokens / batch_tokens, rounded up; without a budget an
+//   equal
 //                               share of what the others leave of train.steps (not cyclic)
 //   train.steps                 the sum of the stages
 //   stages[].micro_batch        where train.micro_batch is given (for the longest stage): as many

@@ -47,7 +47,8 @@ void CurriculumRules::check_unread() {
     const char* readers;
   };
   const Read reads[] = {
-      {"stages", curriculum_.stages_size() > 0, has_stages(config_), "growlength, cyclic and gated"},
+      {"stages", curriculum_.stages_size() > 0, has_stages(config_),
+       "growlength, cyclic and gated"},
       {"min_length", curriculum_.has_min_length(), doubles, "growlength and cyclic"},
       {"max_length", curriculum_.has_max_length(), doubles, "growlength and cyclic"},
       {"cycles", curriculum_.cycles() != defaults.cycles(), cyclic, "cyclic"},
@@ -86,8 +87,7 @@ void CurriculumRules::check_doubling() {
                {key("type")});
   else if (!curriculum_.has_min_length())
     rules_.add(
-        key("min_length"),
-        fmt::format("is missing, and {} without stages starts with it", type()),
+        key("min_length"), fmt::format("is missing, and {} without stages starts with it", type()),
         "give the first length, such as min_length: 256, or list the stages in curriculum.stages",
         {key("type"), key("stages")});
   else {
@@ -97,9 +97,9 @@ void CurriculumRules::check_doubling() {
     std::int64_t below = first;
     while (below * 2 <= last) below *= 2;
     rules_.add(given ? key("max_length") : "train.sequence_length",
-               first > last
-                   ? fmt::format("{} is below curriculum.min_length {}", last, first)
-                   : fmt::format("{} is not curriculum.min_length {} doubled some times", last, first),
+               first > last ? fmt::format("{} is below curriculum.min_length {}", last, first)
+                            : fmt::format("{} is not curriculum.min_length {} doubled some times",
+                                          last, first),
                first > last ? "exchange the two" : fmt::format("use {} or {}", below, below * 2),
                {key("min_length")});
   }

@@ -16,7 +16,8 @@ constexpr std::int64_t kTile = 64;
 
 void check_tile(Rules& rules) {
   const RunConfig& config = rules.config();
-  const std::int64_t length = config.train().sequence_length(), context = config.parallel().context();
+  const std::int64_t length = config.train().sequence_length(),
+                     context = config.parallel().context();
   if (length < 1 || context < 1 || length / context >= kTile) return;
   rules.add("train.sequence_length",
             context == 1 ? fmt::format("{} tokens are less than a tile of {}", length, kTile)
@@ -102,7 +103,8 @@ std::vector<Issue> validate_stages(const LoadedConfig& loaded, const ValidateOpt
       const bool common = times[issue.key + '\n' + issue.what] == count && count > 1;
       if (common && i == 0) out.push_back(std::move(issue));
       if (!common)
-        out.push_back(named(std::move(issue), stages[static_cast<std::size_t>(i)].config.config, i));
+        out.push_back(
+            named(std::move(issue), stages[static_cast<std::size_t>(i)].config.config, i));
     }
   return out;
 }

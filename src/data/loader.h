@@ -13,10 +13,10 @@
 
 namespace farspan {
 
-// data.train of every stage, with the first stage's weights; seed, data.documents, positions, model.vocab_size. Throws
-// Error(kBadData) for a store that does not verify or does not fit the model's vocabulary,
-// Error(kUsage) for a packing that is not built, and for a sampler of positions over a store that
-// has its own.
+// data.train of every stage, with the first stage's weights; seed, data.documents, positions,
+// model.vocab_size. Throws Error(kBadData) for a store that does not verify or does not fit the
+// model's vocabulary, Error(kUsage) for a packing that is not built, and for a sampler of positions
+// over a store that has its own.
 SampleReader open_training_data(const config::RunConfig& config, TokenStore::Verify verify);
 
 // The stores that the stages read, in order of first use. One that a stage names twice is two

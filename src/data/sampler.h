@@ -56,8 +56,8 @@ class SampleReader {
   SampleReader& operator=(SampleReader&&) noexcept;
 
   StageStart first_stage() const;
-  // The stage that follows `samples` samples of `sequence_length` tokens of `stage`, with weights and
-  // packing of the reader.
+  // The stage that follows `samples` samples of `sequence_length` tokens of `stage`, with weights
+  // and packing of the reader.
   StageStart next_stage(const StageStart& stage, std::int64_t samples,
                         std::int64_t sequence_length) const;
 

@@ -147,15 +147,15 @@ std::string manifest_json(const Manifest& manifest) {
   out["code_version"] = manifest.code_version();
   out["created"] = manifest.created();
   out["step"] = manifest.step();
-  out["state"] = {{"applied_steps", s.applied_steps()},
-                  {"skipped_steps", s.skipped_steps()},
-                  {"tokens", s.tokens()},
-                  {"samples", s.samples()},
-                  {"stage", s.stage()},
-                  {"stage_steps", std::vector<std::int64_t>(s.stage_steps().begin(),
-                                                            s.stage_steps().end())},
-                  {"seed", s.seed()},
-                  {"data_fingerprint", s.data_fingerprint()}};
+  out["state"] = {
+      {"applied_steps", s.applied_steps()},
+      {"skipped_steps", s.skipped_steps()},
+      {"tokens", s.tokens()},
+      {"samples", s.samples()},
+      {"stage", s.stage()},
+      {"stage_steps", std::vector<std::int64_t>(s.stage_steps().begin(), s.stage_steps().end())},
+      {"seed", s.seed()},
+      {"data_fingerprint", s.data_fingerprint()}};
   for (const ShardFile& shard : manifest.shards())
     out["shards"].push_back(
         {{"file", shard.file()}, {"bytes", shard.bytes()}, {"xxh3_128", shard.xxh3_128()}});

@@ -48,14 +48,14 @@ void Transformer::write_tables(Backend& backend) {
   backend.stream().synchronize();
 }
 
-void Transformer::change(const config::Model& model, const Attention& attention,
-                         Backend& backend) {
+void Transformer::change(const config::Model& model, const Attention& attention, Backend& backend) {
   backend.stream().synchronize();  // what it still works on reads the tables
   config_ = model;
   table_ = make_position_table(model);
   write_tables(backend);
   const LayerPatterns patterns = layer_patterns(model);
-  for (std::size_t i = 0; i < blocks_.size(); ++i) blocks_[i].follow(patterns.of_layer[i], attention);
+  for (std::size_t i = 0; i < blocks_.size(); ++i)
+    blocks_[i].follow(patterns.of_layer[i], attention);
 }
 
 RopeTables Transformer::rope_tables(const TokenTensors& batch, Arena& arena,

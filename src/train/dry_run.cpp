@@ -155,15 +155,17 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
 namespace {
 
 DryRunReport largest_of(const std::vector<DryRunReport>& reports) {
-  const auto larger = [](const auto& a, const auto& b) { return a.total_bytes() < b.total_bytes(); };
+  const auto larger = [](const auto& a, const auto& b) {
+    return a.total_bytes() < b.total_bytes();
+  };
   DryRunReport out = *std::max_element(reports.begin(), reports.end(), larger);
   for (const DryRunReport& report : reports) {
     const auto grow = [&](std::size_t ArenaSizes::*arena) {
       out.sizes.*arena = std::max(out.sizes.*arena, report.sizes.*arena);
     };
-    for (const auto arena : {&ArenaSizes::weights, &ArenaSizes::gradients, &ArenaSizes::optimizer,
-                             &ArenaSizes::activations, &ArenaSizes::scratch, &ArenaSizes::batch,
-                             &ArenaSizes::host})
+    for (const auto arena :
+         {&ArenaSizes::weights, &ArenaSizes::gradients, &ArenaSizes::optimizer,
+          &ArenaSizes::activations, &ArenaSizes::scratch, &ArenaSizes::batch, &ArenaSizes::host})
       grow(arena);
     for (std::size_t i = 0; i < out.arenas.size(); ++i)
       if (report.arenas[i].bytes > out.arenas[i].bytes) out.arenas[i] = report.arenas[i];

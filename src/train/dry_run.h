@@ -45,7 +45,7 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks);
 // What a run with these stages needs: each arena is as large as the stage that needs it most has
 // it; work, traffic and micro-batches are those of the stage with the most memory.
 struct StagesDryRun {
-  std::vector<std::size_t> stages;   // one of each kind (config/curriculum.h, distinct_stages)
+  std::vector<std::size_t> stages;    // one of each kind (config/curriculum.h, distinct_stages)
   std::vector<DryRunReport> reports;  // of those
   DryRunReport whole;
 };

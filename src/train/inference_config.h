@@ -24,12 +24,14 @@ struct InferenceConfig {
 
 // `overrides` ("section.key=value") may change how positions and masks are computed, how ranks
 // share the work, precision and device; not the shape of the weights, and nothing that only
+// training reads. Throws ConfigError with every issue. `where` names the checkpoint; `stage_steps`
+// are the steps done in each stage of its curriculum.
 InferenceConfig inference_config(std::string_view saved_yaml, const std::string& where,
                                  std::span<const std::string> overrides, int num_ranks,
                                  const std::vector<std::int64_t>& stage_steps = {});
 
-// The longest context that the weights were trained for, tokens: sequence lengths of the stages that
-// have trained, and what position samplers and rotary scaling reached for.
+// The longest context that the weights were trained for, tokens: sequence lengths of the stages
+// that have trained, and what position samplers and rotary scaling reached for.
 std::int64_t trained_context(const config::RunConfig& trained);
 
 }  // namespace farspan

@@ -85,6 +85,73 @@ double tokens_at(const std::vector<TrainRow>& rows, std::int64_t step) {
   return after == rows.begin() ? 0.0 : static_cast<double>(std::prev(after)->tokens);
 }
 
+// Rows of one stage follow one another: where each begins, and the end.
+std::vector<std::size_t> stage_begins(const std::vector<TrainRow>& rows) {
+  std::vector<std::size_t> out;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    if (i == 0 || rows[i].stage != rows[i - 1].stage) out.push_back(i);
+  out.push_back(rows.size());
+  return out;
+}
+
+std::vector<StageSummary> stages_of(const std::vector<TrainRow>& rows) {
+  const std::vector<std::size_t> begins = stage_begins(rows);
+  std::vector<StageSummary> out;
+  for (std::size_t s = 0; s + 1 < begins.size(); ++s) {
+    const TrainRow& last = rows[begins[s + 1] - 1];
+    const TrainRow before = s == 0 ? TrainRow{} : rows[begins[s] - 1];
+    std::vector<double> rates;
+    for (std::size_t i = begins[s]; i < begins[s + 1]; ++i)
+      rates.push_back(rows[i].tokens_per_second);
+    out.push_back({.stage = last.stage,
+                   .sequence_length = last.sequence_length,
+                   .steps = last.step - before.step,
+                   .tokens = last.tokens - before.tokens,
+                   .loss_last = last.loss,
+                   .tokens_per_second = median(std::move(rates))});
+  }
+  return out;
+}
+
+// "64, 128 and 256", or, of many, "64 to 8192".
+std::string lengths_text(const std::vector<StageSummary>& stages) {
+  constexpr std::size_t kMostNamed = 6;
+  const auto shorter = [](const StageSummary& a, const StageSummary& b) {
+    return a.sequence_length < b.sequence_length;
+  };
+  if (stages.size() > kMostNamed) {
+    const auto [low, high] = std::minmax_element(stages.begin(), stages.end(), shorter);
+    return fmt::format("{} to {}", low->sequence_length, high->sequence_length);
+  }
+  std::string out;
+  for (std::size_t i = 0; i < stages.size(); ++i)
+    out += fmt::format("{}{}",
+                       i == 0                   ? ""
+                       : i + 1 == stages.size() ? " and "
+                                                : ", ",
+                       stages[i].sequence_length);
+  return out;
+}
+
+// A vertical line where each stage but the first begins; one entry in the legend for all.
+std::vector<Series> switch_lines(const std::vector<TrainRow>& rows, double unit) {
+  const std::vector<std::size_t> begins = stage_begins(rows);
+  const auto lower = [](const TrainRow& a, const TrainRow& b) { return a.loss < b.loss; };
+  const auto [low, high] = std::minmax_element(rows.begin(), rows.end(), lower);
+  std::vector<Series> out;
+  for (std::size_t s = 1; s + 1 < begins.size(); ++s) {
+    const double x = static_cast<double>(rows[begins[s] - 1].tokens) / unit;
+    out.push_back({.name = s > 1 ? ""
+                                 : fmt::format("stages: sequences of {} tokens",
+                                               lengths_text(stages_of(rows))),
+                   .x = {x, x},
+                   .y = {low->loss, high->loss},
+                   .style = SeriesStyle::kDashedLine,
+                   .color = 6});
+  }
+  return out;
+}
+
 Series thinned(const Series& series) {
   const std::size_t stride = (series.x.size() + kMaxPoints - 1) / kMaxPoints;
   if (stride <= 1) return series;
@@ -115,6 +182,7 @@ void add_losses(RunSummary& summary, const MetricsContent& metrics) {
   }
   summary.tokens_per_second = median(std::move(rates));
   summary.mfu = median(std::move(mfus));
+  summary.stages = stages_of(metrics.train);
   bool first = true;
   for (const EvalRow& row : metrics.eval) {
     if (row.name != "loss") continue;
@@ -126,6 +194,14 @@ void add_losses(RunSummary& summary, const MetricsContent& metrics) {
 
 std::string to_json(const RunSummary& s) {
   const bool bytes = s.byte_tokens;
+  Json stages = Json::array();
+  for (const StageSummary& stage : s.stages)
+    stages.push_back({{"stage", stage.stage},
+                      {"sequence_length", stage.sequence_length},
+                      {"steps", stage.steps},
+                      {"tokens", stage.tokens},
+                      {"loss_last", stage.loss_last},
+                      {"tokens_per_second", stage.tokens_per_second}});
   const Json json = {{"name", s.name},
                      {"status", s.status == RunStatus::kFinished ? "finished" : "stopped"},
                      {"steps", s.steps},
@@ -148,6 +224,7 @@ std::string to_json(const RunSummary& s) {
                      {"ranks", s.ranks},
                      {"data", s.data},
                      {"context", s.context},
+                     {"stages", stages},
                      {"device", text_or_null(s.device)},
                      {"checkpoint", text_or_null(s.checkpoint)},
                      {"sample", text_or_null(s.sample)},
@@ -208,6 +285,7 @@ void draw_loss_curve(const fs::path& metrics, const fs::path& picture, const std
     held_out.y.push_back(row.value);
   }
   if (!held_out.x.empty()) plot.series.push_back(std::move(held_out));
+  for (Series& line : switch_lines(rows, unit.tokens)) plot.series.push_back(std::move(line));
   render(plot, picture);
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "train/metrics.h"
 
@@ -17,6 +18,14 @@ namespace farspan {
 enum class RunStatus : std::uint8_t {
   kFinished,  // all steps done
   kStopped    // on request, before the last step; resumable
+};
+
+// What a stage of the curriculum came to.
+struct StageSummary {
+  std::int64_t stage = 0, sequence_length = 0;
+  std::int64_t steps = 0, tokens = 0;   // of this stage
+  double loss_last = kUnknown;          // of its last step
+  double tokens_per_second = kUnknown;  // median
 };
 
 // Numbers that are not known are NaN (or empty texts) and become null.
@@ -39,16 +48,17 @@ struct RunSummary {
   double seconds = kUnknown;              // wall time of this start
   std::int64_t parameters = 0;
   int ranks = 1;
-  int data = 1;            // data-parallel groups
-  int context = 1;         // ranks that share a sequence
-  std::string device;      // "cpu: avx512_bf16 attention, oneDNN 2.6.3 matmul, 2 threads"
-  std::string checkpoint;  // newest one, its path
-  std::string sample;      // generated text; bytes that are not UTF-8 become U+FFFD
-  std::string plot;        // path of the loss curve
+  int data = 1;                      // data-parallel groups
+  int context = 1;                   // ranks that share a sequence
+  std::vector<StageSummary> stages;  // in order; one without a curriculum
+  std::string device;                // "cpu: avx512_bf16 attention, oneDNN 2.6.3 matmul, 2 threads"
+  std::string checkpoint;            // newest one, its path
+  std::string sample;                // generated text; bytes that are not UTF-8 become U+FFFD
+  std::string plot;                  // path of the loss curve
 };
 
-// Fills the losses, tokens_per_second and mfu from the metrics of the whole run. Evaluations are
-// those named "loss". Steps without a finite loss are passed over.
+// Fills the losses, tokens_per_second, mfu and stages from the metrics of the whole run.
+// Evaluations are those named "loss". Steps without a finite loss are passed over.
 void add_losses(RunSummary& summary, const MetricsContent& metrics);
 
 std::string to_json(const RunSummary& summary);
@@ -59,8 +69,9 @@ void write_summary(const std::filesystem::path& path, const RunSummary& summary)
 bool summary_is_of_finished(const std::filesystem::path& path, std::int64_t step);
 
 // Draws the training loss (thin: every step; bold: smoothed) and the held-out loss over the tokens
-// trained on, as .svg or .png. Throws Error(kBadData) when the metrics hold no step with a finite
-// loss, and the errors of core/plot.h (no gnuplot): the caller warns and goes on.
+// trained on, as .svg or .png, with a line where a stage ended. Throws Error(kBadData) when the
+// metrics hold no step with a finite loss, and the errors of core/plot.h (no gnuplot): the caller
+// warns and goes on.
 void draw_loss_curve(const std::filesystem::path& metrics, const std::filesystem::path& picture,
                      const std::string& title = "Loss", bool byte_tokens = false);
 

@@ -18,8 +18,7 @@ std::vector<const Mesh*> TrainingRun::make_meshes() {
     };
     auto found = std::find_if(meshes_.begin(), meshes_.end(), same);
     if (found == meshes_.end())
-      found = meshes_.insert(meshes_.end(),
-                             std::make_unique<Mesh>(make_mesh(stage.config, world)));
+      found = meshes_.insert(meshes_.end(), std::make_unique<Mesh>(make_mesh(stage.config, world)));
     out.push_back(found->get());
   }
   return out;

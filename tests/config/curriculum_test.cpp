@@ -94,8 +94,9 @@ TEST(Curriculum, BudgetsAndShares) {
 }
 
 TEST(Curriculum, CyclesShareEqually) {
-  const auto stages = plan({"train.steps=101", "curriculum={type: cyclic, min_length: 256, "
-                                              "max_length: 1k, cycles: 3}"});
+  const auto stages = plan({"train.steps=101",
+                            "curriculum={type: cyclic, min_length: 256, "
+                            "max_length: 1k, cycles: 3}"});
   ASSERT_EQ(stages.size(), 9U);
   EXPECT_EQ(lengths_of(stages), (Numbers{256, 512, 1024, 256, 512, 1024, 256, 512, 1024}));
   std::int64_t step = 0;
@@ -191,11 +192,13 @@ TEST(Curriculum, BadInputIsNamed) {
       {{stages("{sequence_length: 512, steps: 2, parallel: {invariant: true, attention: "
                "allgather}}, {sequence_length: 1k, steps: 2}")},
        "curriculum.stages[0].parallel.invariant: true differs from the run's false"},
-      {{stages("{sequence_length: 512, steps: 2, micro_batch: 5}, {sequence_length: 1k, steps: 2}")},
+      {{stages(
+           "{sequence_length: 512, steps: 2, micro_batch: 5}, {sequence_length: 1k, steps: 2}")},
        "curriculum.stages[0].micro_batch: 5 does not divide"},
       {{stages("{sequence_length: 512, steps: 2}, {sequence_length: 2k, steps: 2}"),
         "positions={sampler: pose, original_context: 1k, target_context: 4k}"},
-       "curriculum.stages[1].sequence_length: 2048 tokens are more than positions.original_context"},
+       "curriculum.stages[1].sequence_length: 2048 tokens are more than "
+       "positions.original_context"},
       {{stages("{sequence_length: 512, steps: 2}"), "train.sequence_length=1k"},
        "train.sequence_length: 1024 is not the longest stage's"},
       {{stages("{sequence_length: 512, steps: 2, parallel: {zero: 1}}, {steps: 2}")},
@@ -222,10 +225,11 @@ TEST(Curriculum, BadInputIsNamed) {
 }
 
 TEST(Curriculum, RanksThatStagesAskFor) {
-  const LoadResult read = read_config(
-      kBase, "a.yaml",
-      std::vector<std::string>{"curriculum={type: growlength, stages: [{sequence_length: 512, steps: "
-                               "1, parallel: {data: 4}}, {sequence_length: 1k, steps: 1}]}"});
+  const LoadResult read =
+      read_config(kBase, "a.yaml",
+                  std::vector<std::string>{
+                      "curriculum={type: growlength, stages: [{sequence_length: 512, steps: "
+                      "1, parallel: {data: 4}}, {sequence_length: 1k, steps: 1}]}"});
   EXPECT_EQ(natural_ranks(read.loaded.config), 4);
 }
 
@@ -246,14 +250,17 @@ TEST(Curriculum, WhatMayChangeOnResume) {
   const Numbers done = {4, 2};
   EXPECT_EQ(conflicts(first + "{sequence_length: 1k, steps: 6}", done), "");
   EXPECT_EQ(conflicts(first + "{sequence_length: 1k, steps: 60}", done), "");
-  EXPECT_EQ(conflicts(first + "{sequence_length: 1k, steps: 2}, {sequence_length: 2k, steps: 9}", done),
-            "");
-  EXPECT_EQ(conflicts("{sequence_length: 512, steps: 4, parallel: {data: 2}}, {sequence_length: 1k, "
-                      "steps: 6, micro_batch: 1}",
-                      done),
-            "");
-  EXPECT_NE(conflicts(first + "{sequence_length: 1k, steps: 1}", done).find("its steps: 2 done, 1 now"),
-            std::string::npos);
+  EXPECT_EQ(
+      conflicts(first + "{sequence_length: 1k, steps: 2}, {sequence_length: 2k, steps: 9}", done),
+      "");
+  EXPECT_EQ(
+      conflicts("{sequence_length: 512, steps: 4, parallel: {data: 2}}, {sequence_length: 1k, "
+                "steps: 6, micro_batch: 1}",
+                done),
+      "");
+  EXPECT_NE(
+      conflicts(first + "{sequence_length: 1k, steps: 1}", done).find("its steps: 2 done, 1 now"),
+      std::string::npos);
   EXPECT_NE(conflicts("{sequence_length: 512, steps: 5}, {sequence_length: 1k, steps: 6}", done)
                 .find("stage 0 of the curriculum, its steps: 4 done, 5 now"),
             std::string::npos);
@@ -262,7 +269,8 @@ TEST(Curriculum, WhatMayChangeOnResume) {
             std::string::npos);
   // Not begun: free.
   EXPECT_EQ(conflicts(first + "{sequence_length: 2k, steps: 6}", {4, 0}), "");
-  EXPECT_EQ(conflicts("{sequence_length: 512, steps: 2}, {sequence_length: 2k, steps: 6}", {1}), "");
+  EXPECT_EQ(conflicts("{sequence_length: 512, steps: 2}, {sequence_length: 2k, steps: 6}", {1}),
+            "");
 }
 
 }  // namespace

@@ -79,19 +79,21 @@ TEST(Summary, FewStepsAndSkippedSteps) {
 
 TEST(Summary, JsonHasEveryKey) {
   const TemporaryFolder folder;
-  RunSummary s{.name = "quickstart",
-               .status = RunStatus::kStopped,
-               .steps = 100,
-               .tokens = 1638400,
-               .loss_first = std::log(2.0) * 8,
-               .loss_last = std::log(2.0) * 2,
-               .byte_tokens = true,
-               .peak_flops_per_rank = 9.5e11,
-               .peak_method = "measured: bf16 matmul 1024x1024x1024",
-               .parameters = 700000,
-               .ranks = 2,
-               .context = 2,
-               .sample = "caf\xc3\xa9 \xff end"};
+  RunSummary s{
+      .name = "quickstart",
+      .status = RunStatus::kStopped,
+      .steps = 100,
+      .tokens = 1638400,
+      .loss_first = std::log(2.0) * 8,
+      .loss_last = std::log(2.0) * 2,
+      .byte_tokens = true,
+      .peak_flops_per_rank = 9.5e11,
+      .peak_method = "measured: bf16 matmul 1024x1024x1024",
+      .parameters = 700000,
+      .ranks = 2,
+      .context = 2,
+      .stages = {{.stage = 0, .sequence_length = 256}, {.stage = 1, .sequence_length = 512}},
+      .sample = "caf\xc3\xa9 \xff end"};
   write_summary(folder / "summary.json", s);
   EXPECT_EQ(count_files(folder.path()), 1);
   const auto json = nlohmann::json::parse(read_all(folder / "summary.json"));
@@ -107,7 +109,8 @@ TEST(Summary, JsonHasEveryKey) {
   EXPECT_EQ(json.at("context"), 2);
   EXPECT_EQ(json.at("sample"), "caf\xc3\xa9 \xef\xbf\xbd end");
   EXPECT_TRUE(json.at("plot").is_null()) << "no plot was made";
-  EXPECT_EQ(json.size(), 26u);
+  EXPECT_EQ(json.size(), 27u);
+  EXPECT_EQ(json.at("stages").at(1).at("sequence_length"), 512);
 
   s.status = RunStatus::kFinished;
   s.byte_tokens = false;

@@ -1,0 +1,184 @@
+"""Curricula: stages of other lengths, layouts and data give the same course on any number of ranks, and a
+run that was killed or stopped in any of them goes on as if it had not been."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+import unittest
+from pathlib import Path
+
+from farspan_cli import (ENVIRONMENT, PROGRAM, Workspace, command, digest, farspan, metrics, train)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# What each stage changes: the layout of ranks, rotary base, mixture, sampler, window, learning rate.
+STAGES = """[
+  {sequence_length: 64, steps: 3, PARALLEL0},
+  {sequence_length: 128, tokens: 3000, rope: {theta: 50000}, lr_factor: 0.5, PARALLEL1},
+  {sequence_length: 192, steps: 3, train: [{path: STORE, weight: 3}, OTHER], PARALLEL2,
+   positions: {sampler: pose, target_context: 1k}, sliding_window: 96},
+  {sequence_length: 384, micro_batch: 1, PARALLEL3}]"""
+STEPS = 14
+BATCH = "train.batch_tokens=768"
+
+
+def stages(workspace, *layouts):
+    text = STAGES.replace("STORE", str(workspace.store)).replace("OTHER", str(workspace.other))
+    for i in range(4):
+        text = text.replace(f"PARALLEL{i}", f"parallel: {layouts[i % len(layouts)]}")
+    return "curriculum={type: growlength, stages: " + " ".join(text.split()) + "}"
+
+
+def stage_of(step):
+    return (step > 3) + (step > 7) + (step > 10)
+
+
+class Curriculum(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.workspace = Workspace()
+        cls.workspace.other = cls.workspace.path / "other.h5"
+        result = farspan("data", "synth", "--kind", "documents", "--out", cls.workspace.other,
+                         "--tokens", "20k", "--seed", "9", "--quiet")
+        assert result.returncode == 0, result.stderr
+        config = cls.workspace.config
+        config.write_text(config.read_text().replace("sequence_length: 192, ", "").replace(
+            "micro_batch: 1, ", ""))
+        cls.arguments = (BATCH, f"train.steps={STEPS}", "checkpoint.every=1",
+                         "checkpoint.keep_last=20", "evaluation.every=2")
+        cls.train("one", stages(cls.workspace, "{context: 1}"))
+        cls.one = metrics(cls.workspace.run_folder("one"))
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.workspace.close()
+
+    @classmethod
+    def train(cls, name, *overrides, **options):
+        return train(cls.workspace, name, *cls.arguments, *overrides, **options)
+
+    def test_rows_say_the_stage(self):
+        lengths = (64, 128, 192, 384)
+        for row in self.one:
+            stage = stage_of(row["step"])
+            self.assertEqual((row["stage"], row["sequence_length"]), (stage, lengths[stage]), row)
+            self.assertEqual(row["tokens"], 768 * row["step"])
+        for row in metrics(self.workspace.run_folder("one"), "eval"):
+            self.assertEqual(row["sequence_length"], lengths[stage_of(row["step"])])
+        log = (self.workspace.run_folder("one") / "run.log").read_text()
+        self.assertIn("stage 1 after step 3 and 2304 tokens: sequences of 64 tokens", log)
+        summary = json.loads((self.workspace.run_folder("one") / "summary.json").read_text())
+        self.assertEqual([s["steps"] for s in summary["stages"]], [3, 4, 3, 4])
+        svg = (self.workspace.run_folder("one") / "loss.svg").read_text()
+        self.assertIn("64, 128, 192 and 384 tokens", svg)
+
+    def test_ranks_change_nothing(self):
+        cases = {
+            2: ("{data: 2}", "{context: 2}", "{data: 2}", "{context: 2, attention: allgather}"),
+            4: ("{data: 4}", "{data: 2, context: 2}", "{context: 2, attention: ulysses}",
+                "{context: 4, layout: striped}"),
+        }
+        for ranks, layouts in cases.items():
+            with self.subTest(ranks=ranks):
+                # Four ranks would leave a stage of 64 tokens less than a tile on context ranks.
+                self.train(f"ranks{ranks}", stages(self.workspace, *layouts), ranks=ranks,
+                           mpi=ranks == 2)
+                rows = metrics(self.workspace.run_folder(f"ranks{ranks}"))
+                self.assertEqual(len(rows), STEPS)
+                for row, expected in zip(rows, self.one):
+                    at = f"{ranks} ranks, step {row['step']}"
+                    self.assertEqual(row["valid_tokens"], expected["valid_tokens"], at)
+                    self.assertEqual(row["stage"], expected["stage"], at)
+                    self.assertAlmostEqual(row["loss"], expected["loss"],
+                                           delta=1e-5 * expected["loss"], msg=at)
+                    self.assertAlmostEqual(row["grad_norm"], expected["grad_norm"],
+                                           delta=1e-4 * expected["grad_norm"], msg=at)
+
+    # From every step, those at a switch included.
+    def test_resuming_anywhere_is_exact(self):
+        layouts = ("{data: 2}", "{context: 2}")
+        self.train("whole", stages(self.workspace, *layouts), ranks=2)
+        expected = digest(self.workspace.run_folder("whole"))
+        checkpoints = self.workspace.run_folder("whole") / "checkpoints"
+        for step in range(1, STEPS):
+            with self.subTest(step=step):
+                name = f"from{step}"
+                train(self.workspace, name, *self.arguments, stages(self.workspace, *layouts),
+                      "--resume", checkpoints / f"step_{step:08d}", ranks=2)
+                self.assertEqual(digest(self.workspace.run_folder(name)), expected)
+                rows = metrics(self.workspace.run_folder(name))
+                self.assertEqual([r["step"] for r in rows], list(range(step + 1, STEPS + 1)))
+                self.assertEqual([r["loss"] for r in rows],
+                                 [r["loss"] for r in metrics(self.workspace.run_folder("whole"))
+                                  if r["step"] > step])
+
+    def test_killed_in_any_stage(self):
+        rng = random.Random(5)
+        layouts = ("{data: 2}", "{context: 2}")
+        words = command("train", self.workspace.config, *self.arguments,
+                        stages(self.workspace, *layouts), "--quiet",
+                        f"output_dir={self.workspace.run_folder('killed')}", ranks=2)
+        seen = set()
+        for _ in range(60):
+            process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL)
+            begin = len(self.steps("killed"))
+            until = begin + rng.randint(1, 3)
+            while process.poll() is None and len(self.steps("killed")) < until:
+                time.sleep(0.002)
+            if process.poll() is not None:
+                self.assertEqual(process.returncode, 0)
+                break
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            seen.add(stage_of(max(self.steps("killed") or [1])))
+        self.train("unkilled", stages(self.workspace, *layouts), ranks=2)
+        self.assertEqual(digest(self.workspace.run_folder("killed")),
+                         digest(self.workspace.run_folder("unkilled")))
+        self.assertEqual(self.steps("killed"), list(range(1, STEPS + 1)))
+        self.assertGreaterEqual(len(seen), 3, f"killed in the stages {seen} only")
+
+    def steps(self, name):
+        file = self.workspace.run_folder(name) / "metrics.jsonl"
+        if not file.exists():
+            return []
+        rows = []
+        for line in file.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                pass
+        return [r["step"] for r in rows if r["kind"] == "train"]
+
+    def test_what_may_change_on_resume(self):
+        name = "longer"
+        self.train(name, stages(self.workspace, "{context: 1}"))
+        # The last stage goes on, on other ranks.
+        longer = stages(self.workspace, "{context: 1}", "{context: 1}", "{context: 1}", "{context: 1}")
+        train(self.workspace, name, *self.arguments, longer, f"train.steps={STEPS + 2}")
+        self.assertEqual(self.steps(name), list(range(1, STEPS + 3)))
+        refused = train(self.workspace, name, *self.arguments, longer.replace("steps: 3", "steps: 4"),
+                        f"train.steps={STEPS + 4}", expect=2)
+        self.assertIn("stage 0 of the curriculum, its steps: 3 done, 4 now", refused.stderr)
+
+    def test_growlength_small(self):
+        store, held_out = self.workspace.store, self.workspace.path / "held_out.h5"
+        folder = self.workspace.run_folder("growlength_small")
+        result = farspan("train", REPOSITORY / "configs" / "growlength_small.yaml",
+                         f"output_dir={folder}", f"data.train=[{store}]",
+                         f"data.validation={held_out}", "train.steps=null",
+                         "curriculum.stages[0].tokens=20k", "curriculum.stages[1].tokens=20k",
+                         "curriculum.stages[2].tokens=20k", "model.num_hidden_layers=1",
+                         "evaluation.every=2", "schedule.warmup=1", "--quiet", ranks=2, mpi=True)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        rows = metrics(folder)
+        self.assertEqual(sorted({r["sequence_length"] for r in rows}), [256, 512, 1024])
+        log = (folder / "run.log").read_text()
+        self.assertIn("data 2 x context 1", log)
+        self.assertIn("data 1 x context 2", log)
+
+
+if __name__ == "__main__":
+    unittest.main()
