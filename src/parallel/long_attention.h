@@ -9,12 +9,13 @@
 //
 // Legend: i, j indices of query and key in the document   L = context, tokens that were trained
 //
-// LM-Infinite (Han et al. 2023, arXiv 2308.16137, section 3.2): a query sees the first `global`
-// tokens and the last L. Distances are capped at L: a key j of the first ones with i - j >= L is
-// met as if L tokens away,
+// LM-Infinite (Han et al. 2023, arXiv 2308.16137: Lambda-shaped mask, distance limit): a query sees
+// the first `global` tokens and the last L. Distances are capped at L: a key j of the first ones
+// with i - j >= L is met as if L tokens away,
 //   score(i, j) = q_i^T R(min(i - j, L)) k_j,   visible iff i - j < L or j < global
 //
-// Dual Chunk Attention (An et al. 2024, arXiv 2402.17463, eq. 2-9): the document is cut into chunks
+// Dual Chunk Attention (An et al. 2024, arXiv 2402.17463, the equations of P_k, P_q^Intra,
+// P_q^Succ, P_q^Inter and M): the document is cut into chunks
 // of s < L tokens; score(i, j) = q_i^T R(M[i][j]) k_j with P_k[j] = j mod s and
 //   M = P_q - P_k,   P_q[i] = i mod s                    same chunk                  (intra-chunk)
 //                             min(s + i mod s, L - 1)    the chunk just before       (successive)

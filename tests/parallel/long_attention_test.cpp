@@ -40,7 +40,7 @@ const std::vector<double>& inv_freq() {
 // Distance by which query i meets key j; negative: it does not see it.
 using Distance = std::int64_t (*)(const LongAttentionOptions&, std::int64_t i, std::int64_t j);
 
-// arXiv 2308.16137, section 3.2.
+// arXiv 2308.16137: the Lambda-shaped mask and the distance limit.
 std::int64_t lm_infinite(const LongAttentionOptions& o, std::int64_t i, std::int64_t j) {
   if (j > i || (i - j >= o.context && j >= o.global)) return -1;
   return std::min(i - j, o.context);
