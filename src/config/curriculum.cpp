@@ -46,6 +46,52 @@ void plan_cycles(const RunConfig& config, std::vector<StagePlan>& out) {
   }
 }
 
+// The window of SkyLadder after `step` steps (arXiv 2503.15450: linear, sinusoidal or exponential),
+// from `first` to `last` over `steps`.
+double window_at(const std::string& growth, double first, double last, double step, double steps) {
+  const double x = std::min(1.0, step / steps);
+  if (x >= 1) return last;
+  if (growth == "sine") return first + (last - first) * std::sin(std::numbers::pi / 2 * x);
+  if (growth == "exponential") return first * std::pow(last / first, x);
+  return first + (last - first) * x;
+}
+
+// A stage for each window: the initial one, then multiples of a unit, at most kWindows of them, so
+// that masks change a few times and not at every step; and at last none.
+void plan_windows(const RunConfig& config, const RunConfig& stage, std::vector<StagePlan>& out) {
+  constexpr std::int64_t kWindows = 32;
+  const config::Curriculum& curriculum = config.curriculum();
+  const std::int64_t first = curriculum.initial_window(), last = config.train().sequence_length();
+  const std::int64_t total = config.train().steps();
+  const auto steps = static_cast<std::int64_t>(std::llround(curriculum.window_steps()));
+  const std::int64_t unit = std::max<std::int64_t>(1, (last + kWindows - 1) / kWindows);
+  const auto reached = [&](std::int64_t window, std::int64_t step) {
+    return window_at(curriculum.growth(), static_cast<double>(first), static_cast<double>(last),
+                     static_cast<double>(step),
+                     static_cast<double>(steps)) >= static_cast<double>(window);
+  };
+  const auto add = [&](std::int64_t window) {
+    std::int64_t low = 0, high = steps;  // the first step at which it is reached
+    while (low < high) {
+      const std::int64_t middle = low + (high - low) / 2;
+      if (reached(window, middle))
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    if (low >= total) return;
+    if (!out.empty() && out.back().first_step == low) out.pop_back();
+    out.push_back({.first_step = low, .window = window == last ? 0 : window, .config = stage});
+  };
+  add(first);
+  for (std::int64_t window = (first / unit + 1) * unit; window < last; window += unit) add(window);
+  add(last);
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    out[i].index = static_cast<int>(i);
+    out[i].steps = (i + 1 < out.size() ? out[i + 1].first_step : total) - out[i].first_step;
+  }
+}
+
 RunConfig without_curriculum(const RunConfig& config) {
   RunConfig out = config;
   out.clear_curriculum();
@@ -94,6 +140,8 @@ std::vector<StagePlan> plan_stages(const RunConfig& config) {
       plan_cycles(config, out);
     else
       plan_listed(config, out);
+  } else if (config.curriculum().type() == "window" && config.curriculum().window_steps() >= 1) {
+    plan_windows(config, without_curriculum(config), out);
   } else {
     out.push_back({.steps = config.train().steps(), .config = without_curriculum(config)});
   }
@@ -112,8 +160,7 @@ DistinctStages distinct_stages(const std::vector<StagePlan>& stages) {
   DistinctStages out;
   std::vector<std::string> seen;
   for (std::size_t i = 0; i < stages.size(); ++i) {
-    const std::string text =
-        fmt::format("{} {}", stages[i].window, stages[i].config.SerializeAsString());
+    const std::string text = stages[i].config.SerializeAsString();
     const auto found = std::find(seen.begin(), seen.end(), text);
     out.of_stage.push_back(static_cast<std::size_t>(found - seen.begin()));
     if (found != seen.end()) continue;

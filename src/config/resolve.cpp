@@ -229,7 +229,7 @@ class Resolver {
     const auto steps = static_cast<double>(config_.train().steps());
     if (curriculum.type() != "window" || steps < 1) return;
     const bool given = curriculum.has_window_steps();
-    const double share = given ? curriculum.window_steps() : 0.6;  // arXiv 2503.15450, section 4
+    const double share = given ? curriculum.window_steps() : 0.6;
     if (share >= 1) return;
     curriculum.set_window_steps(std::max(1.0, std::round(share * steps)));
     implied("curriculum.window_steps", "{:g}% of {} steps", share * 100, steps);

@@ -1,6 +1,8 @@
 // Curricula: what each kind reads, and whether its stages make up the run.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "config/stages.h"
 
 namespace farspan {
@@ -13,6 +15,7 @@ class CurriculumRules {
 
   void run() {
     check_unread();
+    if (type() == "window") check_window();
     if (!has_stages(config_)) return;
     check_lengths();
     if (type() == "cyclic")
@@ -26,6 +29,7 @@ class CurriculumRules {
   static std::string key(const char* name) { return std::string("curriculum.") + name; }
 
   void check_unread();
+  void check_window();
   void check_lengths();
   void check_doubling();
   void check_cycles();
@@ -61,6 +65,44 @@ void CurriculumRules::check_unread() {
       {"gate.every", curriculum_.gate().has_every(), type() == "gated", "gated"}};
   for (const Read& r : reads)
     if (r.given && !r.read) rules_.add_unread(key(r.name), r.readers, key("type"), type());
+}
+
+void CurriculumRules::check_window() {
+  const config::Model& model = config_.model();
+  const std::int64_t first = curriculum_.initial_window(), last = config_.train().sequence_length();
+  const std::int64_t steps = config_.train().steps();
+  const std::vector<std::string> patterns = {"model.sliding_window", "model.layer_types",
+                                             "model.sparse_attention.type"};
+  if (first > last)
+    rules_.add(key("initial_window"),
+               fmt::format("{} is above train.sequence_length {}: there is nothing to grow to",
+                           first, last),
+               "use a smaller one, such as 32, or type: fixed", {"train.sequence_length"});
+  if (model.sliding_window() > 0 || model.sparse_attention().type() != "none")
+    rules_.add(
+        key("type"),
+        fmt::format("window cuts documents into pieces as long as the window, and {} shows a "
+                    "part of each only: of two windows the shorter one would act",
+                    model.sliding_window() > 0
+                        ? fmt::format("model.sliding_window {}", model.sliding_window())
+                        : "sparse_attention " + model.sparse_attention().type()),
+        "use model.sliding_window: 0 and no sparse_attention, or growlength, whose stages "
+        "may have a sliding_window each",
+        patterns);
+  if (config_.positions().sampler() != "sequential")
+    rules_.add(key("type"),
+               fmt::format("window keeps tokens apart that {} gives far positions: those would "
+                           "never meet",
+                           config_.positions().sampler()),
+               "use positions.sampler: sequential, or another curriculum", {"positions.sampler"});
+  if (steps > 0 && curriculum_.window_steps() > static_cast<double>(steps))
+    rules_
+        .add(key("window_steps"),
+             fmt::format("{:.0f} steps are more than train.steps {}: the window never reaches "
+                         "train.sequence_length",
+                         curriculum_.window_steps(), steps),
+             "for a real run use fewer, or a share such as 60%", {"train.steps"})
+        .note = true;
 }
 
 void CurriculumRules::check_lengths() {

@@ -115,6 +115,18 @@ std::int32_t fill_row(Batch& batch, std::int64_t row, const TokenStore& store,
   return segment + 1;
 }
 
+void cut_segments(Batch& batch, std::int64_t window) {
+  FARSPAN_CHECK(window > 0, "a window of {}", window);
+  std::int32_t before = 0, segment = -1;
+  for (std::size_t t = 0; t < batch.segments.size(); ++t) {
+    const std::int64_t column = static_cast<std::int64_t>(t) % batch.sequence_length;
+    const std::int32_t own = batch.segments[t];
+    if (t == 0 || own != before || column % window == 0) ++segment;
+    before = own;
+    batch.segments[t] = segment;
+  }
+}
+
 std::int32_t padding_id(const TokenizerInfo& tokenizer) {
   if (tokenizer.pad >= 0) return tokenizer.pad;
   return tokenizer.eos >= 0 ? tokenizer.eos : 0;

@@ -54,6 +54,11 @@ std::int32_t fill_row(Batch& batch, std::int64_t row, const TokenStore& store,
                       std::span<const Piece> pieces, const PackingOptions& options,
                       std::int32_t first_segment, PositionKey key = {});
 
+// Cuts segments where each row is at a multiple of `window` tokens: token i then sees tokens
+// floor(i / window) * window to i of its document (SkyLadder, arXiv 2503.15450). Labels and
+// positions stay.
+void cut_segments(Batch& batch, std::int64_t window);
+
 // The id that padding holds: the tokenizer's pad, else eos, else 0. Never scored.
 std::int32_t padding_id(const TokenizerInfo& tokenizer);
 

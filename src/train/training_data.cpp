@@ -82,7 +82,9 @@ Batch TrainingData::batch_of(std::int64_t step, std::int64_t accumulation, int d
                                               .data_rank = data_rank,
                                               .data_ranks = config.parallel().data(),
                                               .micro_batch = rows});
-  return reader_.make_batch(first, rows, config.train().sequence_length(), starts_[stage]);
+  Batch batch = reader_.make_batch(first, rows, config.train().sequence_length(), starts_[stage]);
+  if (stages_[stage].window > 0) cut_segments(batch, stages_[stage].window);
+  return batch;
 }
 
 std::vector<MicroBatch> TrainingData::make_step(std::int64_t step) {
@@ -112,9 +114,10 @@ MicroBatch TrainingData::evaluation_batch(std::int64_t index) {
   const std::int64_t rows = config.train().micro_batch();
   const std::int64_t first =
       (index * config.parallel().data() + meshes_[evaluation_stage_]->data_rank()) * rows;
-  return (*evaluation_cutter_)(
-      validation_->make_batch(first, rows, config.train().sequence_length(), evaluation_tokens_),
-      &MemoryProbe::evaluate);
+  Batch batch =
+      validation_->make_batch(first, rows, config.train().sequence_length(), evaluation_tokens_);
+  if (stages_[evaluation_stage_].window > 0) cut_segments(batch, stages_[evaluation_stage_].window);
+  return (*evaluation_cutter_)(batch, &MemoryProbe::evaluate);
 }
 
 const TokenizerInfo& TrainingData::tokenizer() const { return first_store_->info().tokenizer; }

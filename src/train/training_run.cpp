@@ -89,8 +89,7 @@ bool TrainingRun::one_step() {
   for (const std::string& note : backend_->take_notes()) log_.info("{}", note);
   if (step_ % config_.logging().every() == 0 || step_ == steps_)
     report(result, lr, seconds_since(begin),
-           {{"exposed_comm_seconds", exposed_seconds() - exposed_before},
-            {"ring_bytes_sent", static_cast<double>(ring_bytes_sent() - bytes_before)}});
+           step_extras(exposed_seconds() - exposed_before, ring_bytes_sent() - bytes_before));
   if (result.flags.save_failed) finish_saving();  // throws the error on every rank
   const bool stop = result.flags.stop_requested;
   const auto due = [&](std::int64_t every) { return every > 0 && step_ % every == 0; };
@@ -147,6 +146,13 @@ void TrainingRun::guard(const StepResult& result) {
   });
 }
 
+MetricExtras TrainingRun::step_extras(double exposed, std::int64_t ring_bytes) const {
+  MetricExtras out{{"exposed_comm_seconds", exposed},
+                   {"ring_bytes_sent", static_cast<double>(ring_bytes)}};
+  if (stage().window > 0) out.emplace_back("window", static_cast<double>(stage().window));
+  return out;
+}
+
 void TrainingRun::report(const StepResult& result, double lr, double seconds, MetricExtras extras) {
   if (!lead_) return;
   const std::int64_t batch = config_.train().batch_tokens();
@@ -182,12 +188,13 @@ void TrainingRun::evaluate() {
   }
   const EvalResult result = engine_->read_evaluation();
   if (!lead_) return;
-  const EvalRow row{.step = step_,
-                    .name = "loss",
-                    .value = result.loss(),
-                    .extras = {{"tokens", result.valid_tokens},
-                               {"sequence_length", stage().config.train().sequence_length()},
-                               {"seconds", seconds_since(begin)}}};
+  EvalRow row{.step = step_,
+              .name = "loss",
+              .value = result.loss(),
+              .extras = {{"tokens", result.valid_tokens},
+                         {"sequence_length", stage().config.train().sequence_length()},
+                         {"seconds", seconds_since(begin)}}};
+  if (stage().window > 0) row.extras.emplace_back("window", static_cast<double>(stage().window));
   reports_->evaluation(row);
   log_.info("step {}: held-out loss {:.4f} nats per token ({:.0f} tokens)", step_, row.value,
             result.valid_tokens);

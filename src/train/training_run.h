@@ -92,6 +92,7 @@ class TrainingRun {
   void enter_stage(std::size_t next);
   void enter_stage_if_due();
   std::vector<std::int64_t> stage_steps() const;
+  MetricExtras step_extras(double exposed, std::int64_t ring_bytes) const;
   void report(const StepResult& result, double lr, double seconds, MetricExtras extras);
   void evaluate();
   void save();

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "config/validate.h"
 
@@ -110,6 +111,41 @@ TEST(Curriculum, CyclesShareEqually) {
   EXPECT_EQ(distinct_stages(stages).of_stage[5], 2U);
 }
 
+TEST(Curriculum, WindowGrowsToTheLength) {
+  for (const char* growth : {"linear", "sine", "exponential"}) {
+    const auto stages = plan({"train.steps=1000", "train.sequence_length=2k",
+                              std::string("curriculum={type: window, growth: ") + growth + "}"});
+    ASSERT_GT(stages.size(), 10U) << growth;
+    ASSERT_LE(stages.size(), 33U) << growth;
+    EXPECT_EQ(stages.front().window, 32);
+    EXPECT_EQ(stages.front().first_step, 0);
+    EXPECT_EQ(stages.back().window, 0) << "all of a document";
+    EXPECT_EQ(stages.back().first_step, 600);
+    EXPECT_EQ(stages.back().end(), 1000);
+    for (std::size_t i = 1; i + 1 < stages.size(); ++i) {
+      const auto x = static_cast<double>(stages[i].first_step) / 600;
+      const double now = growth[0] == 'l'   ? 32 + 2016 * x
+                         : growth[0] == 's' ? 32 + 2016 * std::sin(std::acos(-1.0) / 2 * x)
+                                            : 32 * std::pow(64.0, x);
+      EXPECT_EQ(stages[i].first_step, stages[i - 1].end());
+      EXPECT_EQ(stages[i].window % 64, 0);
+      EXPECT_LE(static_cast<double>(stages[i].window), now + 1e-9) << growth << " " << i;
+      EXPECT_GT(static_cast<double>(stages[i].window) + 64 + 2016.0 / 100, now) << growth << i;
+    }
+  }
+  const std::pair<std::vector<std::string>, const char*> cases[] = {
+      {{"model.sliding_window=512"}, "curriculum.type: window cuts documents"},
+      {{"curriculum.initial_window=4k"}, "curriculum.initial_window: 4096 is above"},
+      {{"positions={sampler: pose, target_context: 8k}"}, "curriculum.type: window keeps tokens"},
+  };
+  for (auto [overrides, words] : cases) {
+    overrides.insert(overrides.end(),
+                     {"train.steps=10", "train.sequence_length=2k", "curriculum.type=window"});
+    const std::string text = errors(check(overrides));
+    EXPECT_NE(text.find(words), std::string::npos) << words << "\n" << text;
+  }
+}
+
 TEST(Curriculum, StagesChangeWhatTheySay) {
   const auto stages = plan(
       {"train.micro_batch=2", "data.train=[{path: a.h5, weight: 3}, b.h5]",
@@ -146,6 +182,7 @@ TEST(Curriculum, StagesChangeWhatTheySay) {
 TEST(Curriculum, ResolvedRunsTheSame) {
   for (const char* curriculum :
        {"curriculum={type: growlength, min_length: 256, max_length: 2k}",
+        "curriculum={type: window, growth: sine}",
         "curriculum={type: cyclic, min_length: 512, max_length: 2k, cycles: 2}",
         "curriculum={type: growlength, stages: [{sequence_length: 512, tokens: 40k, parallel: "
         "{data: 2}, positions: {sampler: pose, target_context: 4k}}, {parallel: {attention: "

@@ -313,6 +313,13 @@ TEST_F(Stores, StagesContinueEachSource) {
   }
 }
 
+TEST(CutSegments, EachWindowOfARowStartsANewOne) {
+  Batch batch = empty_batch(2, 7);
+  batch.segments = {0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3};
+  cut_segments(batch, 3);
+  EXPECT_EQ(batch.segments, (std::vector<std::int32_t>{0, 0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 6, 7}));
+}
+
 TEST_F(Stores, ATinyStoreRepeatsInsideOneWindow) {
   const Shared s = store({.count = 1, .longest = 3, .unique = true});
   const std::int64_t total = s->info().num_tokens;

@@ -163,6 +163,36 @@ class Curriculum(unittest.TestCase):
                         f"train.steps={STEPS + 4}", expect=2)
         self.assertIn("stage 0 of the curriculum, its steps: 3 done, 4 now", refused.stderr)
 
+    # The mask grows, the packed length stays; from any step on, on one rank or two.
+    def test_window(self):
+        window = ("curriculum={type: window, initial_window: 16, window_steps: 8}",
+                  "train.sequence_length=192", "train.micro_batch=2")
+        self.train("window", *window)
+        rows = metrics(self.workspace.run_folder("window"))
+        self.assertEqual({r["sequence_length"] for r in rows}, {192})
+        windows = [r.get("window", 192) for r in rows]
+        self.assertEqual(windows, [16, 36, 60, 78, 102, 126, 144, 168] + [192] * 6)
+        self.train("window2", *window, ranks=2)
+        for row, expected in zip(metrics(self.workspace.run_folder("window2")), rows):
+            self.assertAlmostEqual(row["loss"], expected["loss"], delta=1e-5 * expected["loss"])
+        for step in (2, 5, 8, 11):
+            name = f"window_from{step}"
+            self.train(name, *window, "--resume", self.workspace.run_folder("window") /
+                       "checkpoints" / f"step_{step:08d}")
+            self.assertEqual(digest(self.workspace.run_folder(name)),
+                             digest(self.workspace.run_folder("window")))
+
+    def test_cyclic(self):
+        cyclic = ("curriculum={type: cyclic, min_length: 96, max_length: 384, cycles: 2}",)
+        self.train("cyclic", *cyclic)
+        rows = metrics(self.workspace.run_folder("cyclic"))
+        self.assertEqual([r["sequence_length"] for r in rows],
+                         [96, 96, 192, 192, 384, 384, 384, 96, 96, 192, 192, 384, 384, 384])
+        train(self.workspace, "cyclic_from9", *self.arguments, *cyclic, "--resume",
+              self.workspace.run_folder("cyclic") / "checkpoints" / "step_00000009")
+        self.assertEqual(digest(self.workspace.run_folder("cyclic_from9")),
+                         digest(self.workspace.run_folder("cyclic")))
+
     def test_growlength_small(self):
         store, held_out = self.workspace.store, self.workspace.path / "held_out.h5"
         folder = self.workspace.run_folder("growlength_small")
