@@ -28,6 +28,12 @@ void check_long_attention(const config::RunConfig& config, const CachedModelOpti
     refuse(fmt::format("lm_infinite and dca replace rotary distances, and model.position is {}",
                        model.position()),
            "use them with a model of position: rope");
+  const std::string& scaling = model.rope().scaling().type();
+  if (scaling == "dynamic" || scaling == "longrope")
+    refuse(fmt::format("lm_infinite and dca keep distances as they were trained, and "
+                       "model.rope.scaling.type {} stretches them in long texts",
+                       scaling),
+           "use one of the two: add model.rope.scaling.type=none, or leave --attention out");
   const LayerPatterns patterns = layer_patterns(model);
   if (patterns.patterns.size() > 1 || patterns.patterns.front() != AttentionPattern{})
     refuse(fmt::format("lm_infinite and dca have masks of their own, and the model has {}",
@@ -37,6 +43,19 @@ void check_long_attention(const config::RunConfig& config, const CachedModelOpti
     refuse(fmt::format("a context of {} tokens has no chunks of {}", wanted.context,
                        wanted.chunk_tokens()),
            "chunks must be shorter than the context that the model was trained with");
+}
+
+// Before the arena says so in its own words: it was made for this text, or on the dry backend for
+// any that can be.
+void check_cache(const KvCache::Sizes& sizes, const Arena& arena) {
+  const double bytes = 2.0 * static_cast<double>(size_of(sizes.dtype)) *
+                       static_cast<double>(sizes.num_layers * sizes.num_kv_heads) *
+                       static_cast<double>(sizes.head_dim) * static_cast<double>(sizes.capacity);
+  if (bytes <= static_cast<double>(arena.capacity())) return;
+  throw Error(ExitCode::kExhausted,
+              {.what = fmt::format("keys and values of {} tokens take {:.0f} GiB of a rank",
+                                   sizes.capacity, bytes / (1 << 30)),
+               .fix = "use a shorter prompt, fewer new tokens, or more ranks"});
 }
 
 // Tokens that are their indices: what sharding makes of them is the order of a rank's rows.
@@ -91,10 +110,12 @@ CachedModel::CachedModel(const ModelOnRank& on, const CachedModelOptions& option
     stride_ = std::lcm(stride_, pattern.row_stride());
   if (options_.long_attention.kind != LongAttentionKind::kNone) {
     check_long_attention(on.config, options_, num_ranks_);
+    check_cache(cache_sizes(), on.scratch);
     long_attention_.emplace(options_.long_attention, cache_sizes(), on.model.rotary(), on.scratch);
     return;
   }
   if (shares(options_.prompt)) plan_prompt();
+  check_cache(cache_sizes(), on.scratch);
   cache_.emplace(on.scratch, cache_sizes());
 }
 

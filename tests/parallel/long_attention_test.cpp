@@ -33,8 +33,8 @@ Values random_values() {
 }
 
 const std::vector<double>& inv_freq() {
-  static const std::vector<double> values = {1.0, 0.31, 0.1, 0.031};
-  return values;
+  static const std::vector<double> kValues = {1.0, 0.31, 0.1, 0.031};
+  return kValues;
 }
 
 // Distance by which query i meets key j; negative: it does not see it.
