@@ -185,8 +185,17 @@ void InferenceModel::check_room(std::size_t scratch_bytes) const {
   const std::size_t arenas = twin_->engine.weights().high_water() + scratch_bytes;
   std::size_t overhead = 0;
   for (const MemoryItem& item : device_overhead(config())) overhead += item.bytes;
-  check_growth(arenas + overhead, config());
-  check_limit(arenas, limit_);
+  const auto given = static_cast<std::size_t>(config().device_memory());
+  const auto refuse = [&](std::size_t bytes, const std::string& limit) {
+    throw Error(ExitCode::kDoesNotFit,
+                {.what = fmt::format("the weights and a pass need {} MiB on a rank, and {}",
+                                     (bytes >> 20) + 1, limit),
+                 .where = "device_memory",
+                 .fix = "use a shorter text, --chunk 512, more ranks, or train.precision=bf16"});
+  };
+  if (given > 0 && arenas + overhead > given)
+    refuse(arenas + overhead, fmt::format("device_memory is {} MiB", given >> 20));
+  if (limit_.bytes > 0 && arenas > limit_.bytes) refuse(arenas, limit_.text);
   if (config().device() != "cpu") return;
   const std::size_t held = engine_ ? engine_->weights().capacity() : 0;
   const auto needed = (arenas - held) * static_cast<std::size_t>(options_.ranks_on_machine);
