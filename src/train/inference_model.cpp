@@ -191,7 +191,7 @@ void InferenceModel::check_room(std::size_t scratch_bytes) const {
                 {.what = fmt::format("the weights and a pass need {} MiB on a rank, and {}",
                                      (bytes >> 20) + 1, limit),
                  .where = "device_memory",
-                 .fix = "use a shorter text, --chunk 512, more ranks, or train.precision=bf16"});
+                 .fix = "use a shorter text, more ranks, or train.precision=bf16"});
   };
   if (given > 0 && arenas + overhead > given)
     refuse(arenas + overhead, fmt::format("device_memory is {} MiB", given >> 20));
