@@ -200,26 +200,60 @@ Batch EvaluationReader::make_batch(std::int64_t first_sample, std::int64_t count
                                    std::int64_t sequence_length, std::int64_t token_limit) const {
   const std::int64_t all = store_->info().num_tokens;
   const std::int64_t limit = token_limit > 0 ? std::min(token_limit, all) : all;
-  const auto offsets = store_->doc_offsets();
   Batch batch = empty_batch(count, sequence_length);
   std::int32_t segment = 0;
-  std::vector<Piece> pieces;
   for (std::int64_t row = 0; row < count; ++row) {
     // One token more than is scored, as target of the last; where the limit cuts a window short it
     // stays in the row, unscored.
     const std::int64_t begin = std::min(limit, (first_sample + row) * sequence_length);
     const std::int64_t scored_end = std::min(limit, begin + sequence_length);
     const std::int64_t end = begin == scored_end ? begin : std::min(all, scored_end + 1);
-    pieces.clear();
-    auto next = std::upper_bound(offsets.begin(), offsets.end(), static_cast<std::uint64_t>(begin));
-    for (std::int64_t at = begin; at < end; ++next) {
-      const std::int64_t stop = std::min(end, static_cast<std::int64_t>(*next));
-      if (stop > at) pieces.push_back({at, stop - at});
-      at = stop;
-    }
-    segment = fill_row(batch, row, *store_, pieces, packing_, segment);
+    segment = fill_row(batch, row, *store_, pieces(begin, end), packing_, segment);
   }
   return batch;
+}
+
+std::vector<Piece> EvaluationReader::pieces(std::int64_t begin, std::int64_t end) const {
+  const auto offsets = store_->doc_offsets();
+  std::vector<Piece> out;
+  auto next = std::upper_bound(offsets.begin(), offsets.end(), static_cast<std::uint64_t>(begin));
+  for (std::int64_t at = begin; at < end; ++next) {
+    const std::int64_t stop = std::min(end, static_cast<std::int64_t>(*next));
+    if (stop > at) out.push_back({at, stop - at});
+    at = stop;
+  }
+  return out;
+}
+
+Batch EvaluationReader::make_windows(std::span<const Window> windows,
+                                     std::int64_t sequence_length) const {
+  const std::int64_t all = store_->info().num_tokens;
+  Batch batch = empty_batch(static_cast<std::int64_t>(windows.size()), sequence_length);
+  std::int32_t segment = 0;
+  for (std::size_t row = 0; row < windows.size(); ++row) {
+    const Window& w = windows[row];
+    FARSPAN_CHECK(w.begin <= w.end && w.end - w.begin <= sequence_length, "window {} - {}", w.begin,
+                  w.end);
+    // One token more, as target of the last.
+    const std::int64_t end = w.begin == w.end ? w.end : std::min(all, w.end + 1);
+    segment = fill_row(batch, static_cast<std::int64_t>(row), *store_, pieces(w.begin, end),
+                       packing_, segment);
+    const auto labels = std::span(batch.labels)
+                            .subspan(row * static_cast<std::size_t>(sequence_length),
+                                     static_cast<std::size_t>(sequence_length));
+    for (std::int64_t t = 0; t < sequence_length; ++t)
+      if (w.begin + t < w.scored || w.begin + t >= w.end)
+        labels[static_cast<std::size_t>(t)] = kIgnoreLabel;
+  }
+  return batch;
+}
+
+std::int64_t EvaluationReader::context_within(std::int64_t begin, std::int64_t token) const {
+  if (packing_.documents == Documents::kJoined) return token - begin + 1;
+  const auto offsets = store_->doc_offsets();
+  const auto next =
+      std::upper_bound(offsets.begin(), offsets.end(), static_cast<std::uint64_t>(token));
+  return token - std::max(begin, static_cast<std::int64_t>(*(next - 1))) + 1;
 }
 
 }  // namespace farspan

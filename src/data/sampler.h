@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "data/batch.h"
@@ -95,9 +96,23 @@ class EvaluationReader {
   Batch make_batch(std::int64_t first_sample, std::int64_t count, std::int64_t sequence_length,
                    std::int64_t token_limit) const;
 
+  // Windows of any place: tokens [begin, end) of the store, of which those from `scored` on have
+  // their label. One row each; begin = end: padding only.
+  struct Window {
+    std::int64_t begin = 0, end = 0, scored = 0;
+  };
+  Batch make_windows(std::span<const Window> windows, std::int64_t sequence_length) const;
+  // Tokens from `begin` to `token`, both included, that lie in the token's document; all of them
+  // where documents are joined.
+  std::int64_t context_within(std::int64_t begin, std::int64_t token) const;
+
   const TokenStore& store() const { return *store_; }
+  const PackingOptions& packing() const { return packing_; }
 
  private:
+  // The documents' parts of tokens [begin, end).
+  std::vector<Piece> pieces(std::int64_t begin, std::int64_t end) const;
+
   std::shared_ptr<const TokenStore> store_;
   PackingOptions packing_;
 };

@@ -1,5 +1,6 @@
 #include "model/transformer.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace farspan {
@@ -150,6 +151,28 @@ void Transformer::logits(const TokenTensors& batch, std::int64_t row, Tensor log
                          const StepContext& ctx) const {
   auto scope = ctx.scratch.scope();
   head_->logits(forward_hidden(batch, ctx).rows(row, 1), logits, ctx);
+}
+
+void Transformer::row_logits(const TokenTensors& batch, std::span<const std::int64_t> rows,
+                             const TakeLogits& take, const StepContext& ctx) const {
+  auto scope = ctx.scratch.scope();
+  const Tensor x = forward_hidden(batch, ctx);
+  // In invariant mode one at a time, so that none depends on which others are asked for.
+  const std::int64_t most =
+      ctx.row_blocks.empty() ? head_->chunk_rows(ctx.backend.target()) : std::int64_t{1};
+  const auto count = static_cast<std::int64_t>(rows.size());
+  for (std::int64_t first = 0; first < count; first += most) {
+    auto chunk_scope = ctx.scratch.scope();
+    const std::int64_t n = std::min(most, count - first);
+    const Tensor picked = ctx.scratch.take(compute_, {n, config_.hidden_size()}, "picked.hidden");
+    const Tensor logits = ctx.scratch.take(DType::kF32, {n, config_.vocab_size()}, "picked.logits");
+    for (std::int64_t i = 0; i < n; ++i)
+      ctx.kernels().copy(
+          {.src = x.rows(rows[static_cast<std::size_t>(first + i)], 1), .dst = picked.rows(i, 1)},
+          ctx.stream());
+    head_->logits(picked, logits, ctx);
+    take(first, logits);
+  }
 }
 
 }  // namespace farspan

@@ -6,7 +6,9 @@
 //   model.forward_backward(batch, sums, policy, ctx);   // adds to gradients and sums
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "model/block.h"
@@ -45,6 +47,13 @@ class Transformer {
   // f32 logits (1, V) of the token in local row `row` (one rank, generation).
   void logits(const TokenTensors& batch, std::int64_t row, Tensor logits,
               const StepContext& ctx) const;
+
+  // f32 logits of the tokens in these local rows, some at a time: take(i, logits) is given those of
+  // rows[i], rows[i + 1], ..., (n, V), in memory of ctx.scratch that goes when it returns. A rank
+  // without rows takes part too.
+  using TakeLogits = std::function<void(std::int64_t first, const Tensor& logits)>;
+  void row_logits(const TokenTensors& batch, std::span<const std::int64_t> rows,
+                  const TakeLogits& take, const StepContext& ctx) const;
 
   // How queries and keys are turned; inv_freq is undefined where nothing is.
   Rotary rotary() const { return {.inv_freq = inv_freq_, .scale = table_.attention_scale}; }

@@ -101,6 +101,16 @@ PassMemory MemoryProbe::evaluate(const MicroBatch& micro) {
   return model_->engine.pass_memory();
 }
 
+PassMemory MemoryProbe::score(const MicroBatch& micro) {
+  model_->engine.nll(micro);
+  return model_->engine.pass_memory();
+}
+
+PassMemory MemoryProbe::score(const MicroBatch& micro, std::span<const std::int64_t> rows) {
+  model_->engine.row_logits(micro, rows, [](std::int64_t, std::span<const float>) {});
+  return model_->engine.pass_memory();
+}
+
 DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
   const auto backend = make_dry_backend_for(config);
   const auto world = make_dry_communicator(rank, num_ranks);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -68,6 +69,9 @@ class MemoryProbe {
   // The most that this micro-batch or an earlier one of this probe needs.
   PassMemory train(const MicroBatch& micro);
   PassMemory evaluate(const MicroBatch& micro);
+  // A scoring pass (train/scoring.h): each label's nll, or the logits of these rows.
+  PassMemory score(const MicroBatch& micro);
+  PassMemory score(const MicroBatch& micro, std::span<const std::int64_t> rows);
 
  private:
   struct Model;

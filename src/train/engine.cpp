@@ -269,6 +269,19 @@ void Engine::evaluate(const MicroBatch& micro_batch) {
                  context(micro_batch));
 }
 
+std::vector<float> Engine::nll(const MicroBatch& micro_batch) {
+  auto scope = batch_->scope();
+  return nll_pass(model_, upload(micro_batch),
+                  {.loss_sum = eval_sums_.rows(0, 1), .valid_count = eval_sums_.rows(1, 1)},
+                  context(micro_batch));
+}
+
+void Engine::row_logits(const MicroBatch& micro_batch, std::span<const std::int64_t> rows,
+                        const TakeRowLogits& take) {
+  auto scope = batch_->scope();
+  logits_pass(model_, upload(micro_batch), rows, take, context(micro_batch));
+}
+
 EvalResult Engine::read_evaluation() {
   std::array<double, 2> sums{};
   mesh_->world().all_reduce(eval_sums_, ReduceOp::kSum, backend_.stream()).wait();

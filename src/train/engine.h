@@ -23,6 +23,7 @@
 #include "train/invariant_step.h"
 #include "train/micro_batch.h"
 #include "train/pass_graphs.h"
+#include "train/scoring_pass.h"
 
 namespace farspan {
 
@@ -100,6 +101,12 @@ class Engine {
   void evaluate(const MicroBatch& micro_batch);
   // The sums over all ranks, and back to zero. Collective over the world.
   EvalResult read_evaluation();
+  // Each label's nll, NaN where none is scored, local order; added to the evaluation sums too.
+  // Collective over the context ranks.
+  std::vector<float> nll(const MicroBatch& micro_batch);
+  // take(row, logits) for each of these local rows, in turn. Collective over the context ranks.
+  void row_logits(const MicroBatch& micro_batch, std::span<const std::int64_t> rows,
+                  const TakeRowLogits& take);
 
   ParameterStore& parameters() { return parameters_; }
   const Transformer& model() const { return model_; }
