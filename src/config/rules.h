@@ -61,6 +61,9 @@ void check_curriculum(Rules& rules);
 
 // The largest divisor of n (at least 1) that is at most `limit`; 1 when there is none.
 std::int64_t largest_divisor(std::int64_t n, std::int64_t limit);
+// evaluation.
+void check_evaluation(Rules& rules);
+
 // Divisors of n, ascending (n below 2^40).
 std::vector<std::int64_t> divisors_of(std::int64_t n);
 // "1, 2 or 4": the first few of them.

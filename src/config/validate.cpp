@@ -290,12 +290,7 @@ void Validator::check_data() {
   if (data.has_validation()) check_file("data.validation", data.validation());
 }
 
-void Validator::check_evaluation() {
-  if (config_.evaluation().every() > 0 && !config_.data().has_validation())
-    add("data.validation",
-        fmt::format("is missing, and evaluation.every is {}", config_.evaluation().every()),
-        "name a held-out token store, or set evaluation.every to 0", {"evaluation.every"});
-}
+void Validator::check_evaluation() { farspan::check_evaluation(*this); }
 
 void Validator::check_output_dir() {
   if (config_.output_dir().empty()) {

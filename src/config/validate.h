@@ -8,6 +8,11 @@
 
 namespace farspan {
 
+// Least tokens of a passkey document, of bytes and of integers (data/retrieval_tasks.h).
+inline constexpr std::int64_t kByteVocabulary = 260;
+inline constexpr std::int64_t kLeastPasskeyBytes = 80;
+inline constexpr std::int64_t kLeastPasskeyTokens = 13;
+
 struct ValidateOptions {
   int num_ranks = 1;  // 0: natural_ranks() (check_config and load_resolved only)
   bool need_files =

@@ -193,13 +193,25 @@ std::string heat_ticks(char axis, const Edges& edges, bool counted, std::int64_t
   return fmt::format("set {}tics ({})\n", axis, ticks);
 }
 
+// Names at the middle of their cells.
+std::string named_ticks(char axis, const std::vector<std::string>& names, const Edges& edges) {
+  std::string ticks;
+  for (std::size_t i = 0; i < names.size(); ++i)
+    ticks += fmt::format("{}{} {:.17g}", i == 0 ? "" : ", ", gnuplot_string(names[i]),
+                         edges.begin + (static_cast<double>(i) + 0.5) *
+                                           edges.cell(static_cast<std::int64_t>(names.size())));
+  return fmt::format("set {}tics ({}) noenhanced\n", axis, ticks);
+}
+
 void put_heat_axes(std::string& out, const HeatMap& map, const Edges& x, const Edges& y) {
   put_title(out, map.title, map.subtitle);
   out += fmt::format("set xlabel {} noenhanced\nset ylabel {} noenhanced\n",
                      gnuplot_string(map.x_label), gnuplot_string(map.y_label));
   out += "set format x '%.7g'\nset format y '%.7g'\n";
-  out += heat_ticks('x', x, !map.x_begin, map.columns);
-  out += heat_ticks('y', y, !map.y_begin, map.rows);
+  out += map.column_names.empty() ? heat_ticks('x', x, !map.x_begin, map.columns)
+                                  : named_ticks('x', map.column_names, x);
+  out += map.row_names.empty() ? heat_ticks('y', y, !map.y_begin, map.rows)
+                               : named_ticks('y', map.row_names, y);
   out += fmt::format("set xrange [{:.17g}:{:.17g}]\n", x.begin, x.end);
   out += map.first_row_on_top ? fmt::format("set yrange [{:.17g}:{:.17g}]\n", y.end, y.begin)
                               : fmt::format("set yrange [{:.17g}:{:.17g}]\n", y.begin, y.end);
@@ -213,6 +225,8 @@ void put_palette(std::string& out, const HeatMap& map) {
         "set palette defined (0 '#440154', 1 '#46327E', 2 '#365C8D', 3 '#277F8E', 4 '#1FA187', 5 "
         "'#4AC16D', 6 '#A0DA39', 7 '#FDE725')\n";
     out += fmt::format("set cblabel {} noenhanced\n", gnuplot_string(map.value_label));
+    if (map.value_min && map.value_max)
+      out += fmt::format("set cbrange [{:.9g}:{:.9g}]\n", *map.value_min, *map.value_max);
     return;
   }
   const std::size_t n = map.categories.size();
@@ -301,6 +315,12 @@ std::string gnuplot_script(const HeatMap& map) {
   FARSPAN_CHECK(map.rows > 0 && map.columns > 0, "{} x {}", map.rows, map.columns);
   FARSPAN_CHECK(static_cast<std::int64_t>(map.values.size()) == map.rows * map.columns,
                 "{} values for {} x {}", map.values.size(), map.rows, map.columns);
+  FARSPAN_CHECK(
+      map.column_names.empty() || static_cast<std::int64_t>(map.column_names.size()) == map.columns,
+      "{} names of {} columns", map.column_names.size(), map.columns);
+  FARSPAN_CHECK(
+      map.row_names.empty() || static_cast<std::int64_t>(map.row_names.size()) == map.rows,
+      "{} names of {} rows", map.row_names.size(), map.rows);
   std::string out(kCommon);
   // Viewers of SVG smooth an embedded bitmap when they enlarge it; repeated cells keep edges sharp.
   const std::int64_t across = (kSharpCells + map.columns - 1) / map.columns;

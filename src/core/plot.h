@@ -66,6 +66,9 @@ struct HeatMap {
   // axis counts cells from 0.
   std::optional<double> x_begin{}, x_end{}, y_begin{}, y_end{};
   bool first_row_on_top = true;  // as a matrix is written
+  // Names of the cells, in place of numbers: one for each column or row; empty: numbers.
+  std::vector<std::string> column_names{}, row_names{};
+  std::optional<double> value_min{}, value_max{};  // of the colour scale
   std::string subtitle{};
 };
 

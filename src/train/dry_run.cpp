@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "comm/factory.h"
 #include "parallel/balance.h"
@@ -40,6 +41,28 @@ void pass_over_uneven_share(Engine& engine, const Mesh& mesh, const config::RunC
   const MicroBatch most = shard(blank_batch(train.micro_batch(), length), even);
   engine.train_step({&most, 1}, 0, {});
   if (config.evaluation().every() > 0) engine.evaluate(most);
+}
+
+// Passes of evaluation.passkey and evaluation.perplexity, whose texts may be longer than those of
+// training (train/scoring.cpp has as many rows).
+void pass_over_evaluations(Engine& engine, const Mesh& mesh, const config::RunConfig& config) {
+  constexpr std::int64_t kAnswer = 8;  // tokens of a text whose logits are looked at
+  const config::Train& train = config.train();
+  const auto pass = [&](std::int64_t length, bool nll) {
+    const std::int64_t rows =
+        std::max<std::int64_t>(1, train.micro_batch() * train.sequence_length() / length);
+    const MicroBatch micro = shard(blank_batch(rows, length), Sharding::from(config, mesh.place()));
+    if (nll) {
+      engine.nll(micro);
+      return;
+    }
+    std::vector<std::int64_t> asked(
+        std::min(static_cast<std::size_t>(rows * kAnswer), micro.tokens.size()));
+    std::iota(asked.begin(), asked.end(), std::int64_t{0});
+    engine.row_logits(micro, asked, [](std::int64_t, std::span<const float>) {});
+  };
+  for (const std::int64_t length : config.evaluation().passkey().lengths()) pass(length, false);
+  for (const std::int64_t length : config.evaluation().perplexity().lengths()) pass(length, true);
 }
 
 // Address space for a dry engine: little more than it needs where that is known, because thread
@@ -143,7 +166,10 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
     sum.bytes_sent +=
         context_after.by_collective[i].bytes_sent - context_before.by_collective[i].bytes_sent;
   }
-  if (config.evaluation().every() > 0) engine.evaluate(micro);
+  if (config.evaluation().every() > 0) {
+    engine.evaluate(micro);
+    pass_over_evaluations(engine, mesh, config);
+  }
   if (config.parallel().layout() == "balanced") pass_over_uneven_share(engine, mesh, config);
 
   for (const Arena* arena : engine.arenas())

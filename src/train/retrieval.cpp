@@ -125,6 +125,39 @@ RetrievalResult score_retrieval(ScoringModel& model, const TaskGrid& grid,
   return out;
 }
 
+RetrievalResult generate_retrieval(InferenceModel& model, const TaskGrid& grid,
+                                   const GenerateOptions& options,
+                                   const RetrievalProgress& progress) {
+  RetrievalResult out{.grid = grid, .cells = {}};
+  out.cells.resize(grid.lengths.size() * static_cast<std::size_t>(grid.num_depths()));
+  for (std::int64_t i = 0; i < grid.size(); ++i) {
+    TaskDocument document;
+    together(model.world(), [&] { document = grid.document(i); });
+    const auto at = [&](std::int64_t t) { return document.tokens.begin() + t; };
+    GenerateOptions greedy = options;
+    greedy.max_new_tokens = document.answer.size();
+    greedy.temperature = 0;
+    const std::vector<std::int32_t> prompt(at(0), at(document.answer.begin));
+    const std::vector<std::int32_t> written = generate(model, prompt, greedy).tokens;
+    RetrievalCell one{.documents = 1,
+                      .right = std::equal(at(document.answer.begin), at(document.answer.end),
+                                          written.begin(), written.end())
+                                   ? 1
+                                   : 0,
+                      .items = static_cast<std::int64_t>(document.items.size())};
+    for (const TokenRange& item : document.items)
+      one.items_right +=
+          std::search(written.begin(), written.end(), at(item.begin), at(item.end)) != written.end()
+              ? 1
+              : 0;
+    const TaskGrid::Place place = grid.place(i);
+    out.cells[place.length * static_cast<std::size_t>(grid.num_depths()) +
+              static_cast<std::size_t>(place.depth)] += one;
+    if (progress && (i + 1) % grid.per_length() == 0) progress(i + 1, grid.size());
+  }
+  return out;
+}
+
 double passkey_accuracy(ScoringModel& model, const TaskVocabulary& vocabulary, std::int64_t length,
                         std::int64_t depths, std::int64_t samples, std::uint64_t seed) {
   const TaskGrid grid{.task = TaskKind::kPasskey,

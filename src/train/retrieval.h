@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "data/task_grid.h"
+#include "train/generate.h"
 #include "train/scoring.h"
 
 namespace farspan {
@@ -56,6 +57,13 @@ using RetrievalProgress = std::function<void(std::int64_t done, std::int64_t all
 // the task cannot have.
 RetrievalResult score_retrieval(ScoringModel& model, const TaskGrid& grid,
                                 const RetrievalProgress& progress = {});
+
+// The same by generation: the model writes as many tokens as the answer has, greedily. A document
+// counts when they are the answer; an item when its text stands anywhere in them, as RULER counts.
+// Tokens and their nll are not counted. One document after the other; collective.
+RetrievalResult generate_retrieval(InferenceModel& model, const TaskGrid& grid,
+                                   const GenerateOptions& options,
+                                   const RetrievalProgress& progress = {});
 
 // The share of passkeys found at this length, over `depths` places with `samples` texts each: what
 // a gated curriculum asks of the model that it trains. Collective.

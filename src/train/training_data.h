@@ -44,6 +44,7 @@ class TrainingData {
   IndexRange samples_of(std::int64_t step) const;
 
   bool has_validation() const { return validation_.has_value(); }
+  const EvaluationReader& validation() const { return *validation_; }
   // Micro-batches of one evaluation: the same number on every rank.
   std::int64_t num_evaluation_batches() const;
   MicroBatch evaluation_batch(std::int64_t index);

@@ -175,31 +175,6 @@ void TrainingRun::report(const StepResult& result, double lr, double seconds, Me
   reports_->step(row);
 }
 
-void TrainingRun::evaluate() {
-  auto section = watchdog_.enter(Phase::kEval, step_);
-  const auto begin = std::chrono::steady_clock::now();
-  for (std::int64_t i = 0; i < data_->num_evaluation_batches(); ++i) {
-    MicroBatch micro;
-    together(world_, [&] {
-      micro = data_->evaluation_batch(i);
-      reserve(micro.memory);
-    });
-    engine_->evaluate(micro);
-  }
-  const EvalResult result = engine_->read_evaluation();
-  if (!lead_) return;
-  EvalRow row{.step = step_,
-              .name = "loss",
-              .value = result.loss(),
-              .extras = {{"tokens", result.valid_tokens},
-                         {"sequence_length", stage().config.train().sequence_length()},
-                         {"seconds", seconds_since(begin)}}};
-  if (stage().window > 0) row.extras.emplace_back("window", static_cast<double>(stage().window));
-  reports_->evaluation(row);
-  log_.info("step {}: held-out loss {:.4f} nats per token ({:.0f} tokens)", step_, row.value,
-            result.valid_tokens);
-}
-
 void TrainingRun::save() {
   auto section = watchdog_.enter(Phase::kSave, step_);
   io::TrainState state;

@@ -14,12 +14,14 @@
 #include <string>
 
 #include "core/log.h"
+#include "data/task_grid.h"
 #include "optim/schedule.h"
 #include "train/device_transport.h"
 #include "train/flops.h"
 #include "train/memory.h"
 #include "train/run_reports.h"
 #include "train/run_saver.h"
+#include "train/scoring.h"
 #include "train/trainer.h"
 #include "train/training_data.h"
 
@@ -95,6 +97,15 @@ class TrainingRun {
   MetricExtras step_extras(double exposed, std::int64_t ring_bytes) const;
   void report(const StepResult& result, double lr, double seconds, MetricExtras extras);
   void evaluate();
+  void evaluate_loss();
+  void evaluate_passkey(std::int64_t length);
+  void evaluate_perplexity(std::int64_t length);
+  void check_evaluation() const;
+  TaskGrid passkey_grid(std::int64_t length) const;
+  std::vector<std::int64_t> perplexity_lengths() const;
+  // The model as it is, for scores; of the stage at hand. Collective in all its uses, as in
+  // passkey_accuracy(*live_model(), ...).
+  std::unique_ptr<ScoringModel> live_model();
   void save();
   void finish_saving();
 
@@ -127,6 +138,7 @@ class TrainingRun {
   std::unique_ptr<RunReports> reports_;
   std::unique_ptr<RunSaver> saver_;  // after reports_, whose bar its messages clear
   MatmulPeak peak_;
+  ArenaSizes sizes_;  // that the dry run found
   bool told_of_graphs_ = false;
   std::int64_t parameters_ = 0;
   std::size_t overhead_bytes_ = 0;  // of the device, beside the arenas

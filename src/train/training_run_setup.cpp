@@ -22,6 +22,7 @@ void TrainingRun::prepare() {
     if (lead_) open_folder();
   });
   together(world_, [&] { data_.emplace(config_, stages_); });
+  together(world_, [&] { check_evaluation(); });
   choose();
   connect();
   allocate();
@@ -109,6 +110,7 @@ void TrainingRun::choose() {
 void TrainingRun::allocate() {
   const DryRunReport report = dry_run(stages_, world_.rank(), world_.size()).whole;
   parameters_ = report.parameters;
+  sizes_ = report.sizes;
   overhead_bytes_ = report.overhead_bytes();
   for (const MemoryItem& item : device_overhead(config_)) present_bytes_ += item.bytes;
   together(world_, [&] {

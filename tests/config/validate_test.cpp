@@ -387,7 +387,6 @@ TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
       {"data.packing=best_fit", "use concat"},
       {"parallel.zero=1", "use 0"},
       {"positions.sampler=cream", "use sequential"},
-      {"evaluation.passkey.lengths=[1k]", "leave"},
   };
   for (const auto& [override_text, words] : cases) {
     const std::string text = errors(check({override_text}));

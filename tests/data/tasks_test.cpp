@@ -3,6 +3,7 @@
 #include <set>
 #include <sstream>
 
+#include "config/validate.h"
 #include "data/retrieval_tasks.h"
 #include "data/ruler_tasks.h"
 #include "data/task_grid.h"
@@ -262,6 +263,8 @@ TEST(Tasks, WhatCannotBe) {
   const TaskVocabulary bytes = TaskVocabulary::bytes(), integers = TaskVocabulary::integers(64);
   EXPECT_ERROR(first(TaskKind::kPasskey, 79, bytes), ExitCode::kUsage, "at least 80");
   EXPECT_EQ(first(TaskKind::kPasskey, 80, bytes).tokens.size(), 80u);
+  EXPECT_EQ(least_passkey_length(bytes, 0), kLeastPasskeyBytes) << "what validate() asks for";
+  EXPECT_EQ(least_passkey_length(integers, 0), kLeastPasskeyTokens);
   EXPECT_ERROR(first(TaskKind::kKv, 23, bytes), ExitCode::kUsage, "at least 24");
   EXPECT_ERROR(first(TaskKind::kPasskey, 12, integers), ExitCode::kUsage, "at least 13");
   EXPECT_ERROR(first(TaskKind::kVariables, 1024, integers), ExitCode::kUsage, "text");
