@@ -24,6 +24,9 @@ std::string stage_key(int i, std::string_view key);
 // Steps of a budget in tokens, rounded up.
 std::int64_t steps_of(std::int64_t tokens, std::int64_t batch_tokens);
 
+// Refuses what this version lacks, in keys that begin with `section`.
+void check_built(Rules& rules, std::string_view section = "");
+
 // Every issue of a resolved configuration with stages.
 std::vector<Issue> validate_stages(const LoadedConfig& loaded, const ValidateOptions& options);
 // Every issue of one without.

@@ -18,6 +18,35 @@ namespace farspan {
 namespace fs = std::filesystem;
 namespace pb = google::protobuf;
 
+// Values outside the schema's `built` list: known names whose feature this version lacks.
+void check_built(Rules& rules, std::string_view section) {
+  visit_leaves(rules.config(), [&](const std::string& key, const pb::FieldDescriptor& field,
+                                   const pb::Message& parent) {
+    if (!field.options().HasExtension(config::built) || !is_set(parent, field)) return;
+    if (!key.starts_with(section)) return;
+    const std::string& built = field.options().GetExtension(config::built);
+    if (key.starts_with("curriculum.stages[")) return;  // checked stage by stage
+    if (built == "unset") {
+      // A resolved configuration names every key, with the defaults of those that it does not set.
+      const pb::Message& defaults =
+          *pb::MessageFactory::generated_factory()->GetPrototype(parent.GetDescriptor());
+      if (field.has_default_value() && value_text(parent, field) == value_text(defaults, field))
+        return;
+      rules.add(key, "is not built yet", fmt::format("leave {} out", key));
+      return;
+    }
+    const std::vector<std::string> allowed = split_words(built);
+    const auto refuse = [&](const std::string& value) {
+      if (std::find(allowed.begin(), allowed.end(), value) == allowed.end())
+        rules.add(key, fmt::format("{} is not built yet", value), "use " + join_or(allowed));
+    };
+    if (!field.is_repeated()) return refuse(value_text(parent, field));
+    const pb::Reflection& r = *parent.GetReflection();
+    for (int i = 0; i < r.FieldSize(parent, &field); ++i)
+      refuse(r.GetRepeatedString(parent, &field, i));
+  });
+}
+
 namespace {
 
 class Validator : private Rules {
@@ -26,7 +55,7 @@ class Validator : private Rules {
       : Rules(loaded, options), config_(loaded.config), options_(options) {}
 
   std::vector<Issue> run() {
-    check_built();
+    check_built(*this);
     check_device();
     check_names();
     check_model();
@@ -43,7 +72,6 @@ class Validator : private Rules {
   }
 
  private:
-  void check_built();
   void check_device();
   void check_names();
   void check_model();
@@ -62,34 +90,6 @@ class Validator : private Rules {
   const RunConfig& config_;
   const ValidateOptions& options_;
 };
-
-// Values outside the schema's `built` list: known names whose feature this version lacks.
-void Validator::check_built() {
-  visit_leaves(config_, [&](const std::string& key, const pb::FieldDescriptor& field,
-                            const pb::Message& parent) {
-    if (!field.options().HasExtension(config::built) || !is_set(parent, field)) return;
-    const std::string& built = field.options().GetExtension(config::built);
-    if (key.starts_with("curriculum.stages[")) return;  // checked stage by stage
-    if (built == "unset") {
-      // A resolved configuration names every key, with the defaults of those that it does not set.
-      const pb::Message& defaults =
-          *pb::MessageFactory::generated_factory()->GetPrototype(parent.GetDescriptor());
-      if (field.has_default_value() && value_text(parent, field) == value_text(defaults, field))
-        return;
-      add(key, "is not built yet", fmt::format("leave {} out", key));
-      return;
-    }
-    const std::vector<std::string> allowed = split_words(built);
-    const auto refuse = [&](const std::string& value) {
-      if (std::find(allowed.begin(), allowed.end(), value) == allowed.end())
-        add(key, fmt::format("{} is not built yet", value), "use " + join_or(allowed));
-    };
-    if (!field.is_repeated()) return refuse(value_text(parent, field));
-    const pb::Reflection& r = *parent.GetReflection();
-    for (int i = 0; i < r.FieldSize(parent, &field); ++i)
-      refuse(r.GetRepeatedString(parent, &field, i));
-  });
-}
 
 void Validator::check_device() {
   if (config_.parallel().transport() == "nccl" && config_.device() != "cuda")

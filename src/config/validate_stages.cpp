@@ -83,6 +83,7 @@ Issue named(Issue issue, const RunConfig& stage, int i) {
 
 std::vector<Issue> validate_stages(const LoadedConfig& loaded, const ValidateOptions& options) {
   Rules rules(loaded, options);
+  check_built(rules, "curriculum.");
   check_curriculum(rules);
   std::vector<Issue> out = rules.take();
   const int count = loaded.config.curriculum().stages_size();
@@ -101,10 +102,11 @@ std::vector<Issue> validate_stages(const LoadedConfig& loaded, const ValidateOpt
   for (int i = 0; i < count; ++i)
     for (Issue& issue : stages[static_cast<std::size_t>(i)].issues) {
       const bool common = times[issue.key + '\n' + issue.what] == count && count > 1;
-      if (common && i == 0) out.push_back(std::move(issue));
       if (!common)
         out.push_back(
             named(std::move(issue), stages[static_cast<std::size_t>(i)].config.config, i));
+      else if (i == 0)
+        out.push_back(std::move(issue));
     }
   return out;
 }

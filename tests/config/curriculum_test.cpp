@@ -247,6 +247,8 @@ TEST(Curriculum, BadInputIsNamed) {
       {{"train.steps=9", "curriculum.type=growlength"}, "curriculum.min_length: is missing"},
       {{"train.steps=5", "curriculum={type: cyclic, min_length: 256, max_length: 1k, cycles: 2}"},
        "curriculum.cycles: 2 cycles of 3 lengths are 6 stages, and train.steps is 5"},
+      {{"curriculum={type: gated, stages: [{sequence_length: 512, steps: 2}]}"},
+       "curriculum.type: gated is not built yet"},
       {{"train.steps=5", "curriculum={min_length: 256}"},
        "curriculum.min_length: is read by growlength and cyclic only"},
   };
