@@ -156,6 +156,13 @@ std::size_t stage_at(const std::vector<StagePlan>& stages, std::int64_t step) {
   return static_cast<std::size_t>(after - stages.begin()) - 1;
 }
 
+void end_stage(std::vector<StagePlan>& stages, std::size_t stage, std::int64_t steps) {
+  FARSPAN_CHECK(stage < stages.size() && steps >= 0, "stage {} after {} steps", stage, steps);
+  stages[stage].steps = steps;
+  for (std::size_t i = stage + 1; i < stages.size(); ++i)
+    stages[i].first_step = stages[i - 1].end();
+}
+
 DistinctStages distinct_stages(const std::vector<StagePlan>& stages) {
   DistinctStages out;
   std::vector<std::string> seen;

@@ -44,6 +44,9 @@ std::vector<StagePlan> plan_stages(const RunConfig& config);
 // The stage of optimizer step `step` (0 is the first); past the end the last one.
 std::size_t stage_at(const std::vector<StagePlan>& stages, std::int64_t step);
 
+// Ends a stage after `steps` steps, fewer than planned: those after it begin earlier (gated).
+void end_stage(std::vector<StagePlan>& stages, std::size_t stage, std::int64_t steps);
+
 // The stages whose configurations differ in what a pass or a model depends on: an index into
 // `stages` of one of each, and for each stage which of those. Cycles repeat their stages.
 struct DistinctStages {

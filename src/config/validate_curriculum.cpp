@@ -18,6 +18,7 @@ class CurriculumRules {
     if (type() == "window") check_window();
     if (!has_stages(config_)) return;
     check_lengths();
+    if (type() == "gated") check_gate();
     if (type() == "cyclic")
       check_cycles();
     else
@@ -30,6 +31,7 @@ class CurriculumRules {
 
   void check_unread();
   void check_window();
+  void check_gate();
   void check_lengths();
   void check_doubling();
   void check_cycles();
@@ -103,6 +105,12 @@ void CurriculumRules::check_window() {
                          curriculum_.window_steps(), steps),
              "for a real run use fewer, or a share such as 60%", {"train.steps"})
         .note = true;
+}
+
+void CurriculumRules::check_gate() {
+  if (!config_.data().has_validation())
+    rules_.add("data.validation", "is missing, and gated looks at the loss of short held-out text",
+               "name a held-out token store", {key("type")});
 }
 
 void CurriculumRules::check_lengths() {

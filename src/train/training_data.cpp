@@ -45,17 +45,30 @@ void TrainingData::cut_for(std::vector<StagePlan> stages, std::vector<const Mesh
   enter_stage(0);
 }
 
-TrainingData::Cutter TrainingData::cutter(std::size_t stage) const {
-  const config::RunConfig& config = stages_[stage].config;
-  const Mesh& mesh = *meshes_[stage];
+TrainingData::Cutter TrainingData::cutter(const config::RunConfig& config, const Mesh& mesh) const {
   return {.sharder = Sharder(Sharding::from(config, mesh.place())),
           .probe = MemoryProbe(config, mesh.world().rank(), mesh.world().size(), sizes_)};
 }
 
 void TrainingData::enter_stage(std::size_t stage) {
-  const bool alike = evaluation_cutter_ && kinds_[evaluation_stage_] == kinds_[stage];
-  evaluation_stage_ = stage;
-  if (!alike) evaluation_cutter_.emplace(cutter(stage));
+  evaluate_as(stages_[stage].config, *meshes_[stage], stages_[stage].window);
+}
+
+void TrainingData::evaluate_as(const config::RunConfig& config, const Mesh& mesh,
+                               std::int64_t window) {
+  evaluation_window_ = window;
+  const bool alike = evaluation_mesh_ == &mesh &&
+                     evaluation_config_.SerializeAsString() == config.SerializeAsString();
+  if (alike) return;
+  evaluation_config_ = config;
+  evaluation_mesh_ = &mesh;
+  evaluation_cutter_.emplace(cutter(config, mesh));
+}
+
+void TrainingData::end_stage(std::size_t stage, std::int64_t steps) {
+  prefetch_.reset();  // its thread reads the stages
+  farspan::end_stage(stages_, stage, steps);
+  find_starts();
 }
 
 void TrainingData::start(std::int64_t step) {
@@ -89,7 +102,8 @@ Batch TrainingData::batch_of(std::int64_t step, std::int64_t accumulation, int d
 
 std::vector<MicroBatch> TrainingData::make_step(std::int64_t step) {
   const std::size_t stage = stage_at(stages_, step);
-  if (!train_cutter_ || train_kind_ != kinds_[stage]) train_cutter_.emplace(cutter(stage));
+  if (!train_cutter_ || train_kind_ != kinds_[stage])
+    train_cutter_.emplace(cutter(stages_[stage].config, *meshes_[stage]));
   train_kind_ = kinds_[stage];
   const config::RunConfig& config = stages_[stage].config;
   const std::int64_t micro_batches =
@@ -102,21 +116,20 @@ std::vector<MicroBatch> TrainingData::make_step(std::int64_t step) {
 }
 
 std::int64_t TrainingData::num_evaluation_batches() const {
-  const config::RunConfig& config = stages_[evaluation_stage_].config;
+  const config::Train& train = evaluation_config_.train();
   const std::int64_t samples =
-      validation_->num_samples(config.train().sequence_length(), evaluation_tokens_);
-  const std::int64_t per_round = config.train().micro_batch() * config.parallel().data();
+      validation_->num_samples(train.sequence_length(), evaluation_tokens_);
+  const std::int64_t per_round = train.micro_batch() * evaluation_config_.parallel().data();
   return (samples + per_round - 1) / per_round;
 }
 
 MicroBatch TrainingData::evaluation_batch(std::int64_t index) {
-  const config::RunConfig& config = stages_[evaluation_stage_].config;
-  const std::int64_t rows = config.train().micro_batch();
+  const config::Train& train = evaluation_config_.train();
+  const std::int64_t rows = train.micro_batch();
   const std::int64_t first =
-      (index * config.parallel().data() + meshes_[evaluation_stage_]->data_rank()) * rows;
-  Batch batch =
-      validation_->make_batch(first, rows, config.train().sequence_length(), evaluation_tokens_);
-  if (stages_[evaluation_stage_].window > 0) cut_segments(batch, stages_[evaluation_stage_].window);
+      (index * evaluation_config_.parallel().data() + evaluation_mesh_->data_rank()) * rows;
+  Batch batch = validation_->make_batch(first, rows, train.sequence_length(), evaluation_tokens_);
+  if (evaluation_window_ > 0) cut_segments(batch, evaluation_window_);
   return (*evaluation_cutter_)(batch, &MemoryProbe::evaluate);
 }
 

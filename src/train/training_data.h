@@ -38,6 +38,11 @@ class TrainingData {
   std::vector<MicroBatch> next();
   // Evaluation batches from here on are as long as this stage's, on its mesh.
   void enter_stage(std::size_t stage);
+  // Evaluation batches from here on are as `config` has them, on `mesh`.
+  void evaluate_as(const config::RunConfig& config, const Mesh& mesh, std::int64_t window = 0);
+  // A stage ends after `steps` steps, fewer than planned. What was made ahead is forgotten: start()
+  // goes on.
+  void end_stage(std::size_t stage, std::int64_t steps);
   // Where a stage begins in the data.
   const StageStart& stage_start(std::size_t stage) const { return starts_[stage]; }
   // Global sample numbers [first, first + count) of optimizer step `step`.
@@ -74,7 +79,7 @@ class TrainingData {
   std::vector<MicroBatch> make_step(std::int64_t step);
   void find_starts();
   std::int64_t sequences_per_step(std::size_t stage) const;
-  Cutter cutter(std::size_t stage) const;
+  Cutter cutter(const config::RunConfig& config, const Mesh& mesh) const;
 
   std::int64_t evaluation_tokens_;
   std::vector<StagePlan> stages_;
@@ -85,7 +90,9 @@ class TrainingData {
   std::optional<Cutter> train_cutter_;  // used, like the reader, by the prefetch thread only,
   std::size_t train_kind_ = 0;          // once it runs
   std::optional<Cutter> evaluation_cutter_;
-  std::size_t evaluation_stage_ = 0;
+  config::RunConfig evaluation_config_;  // of the cutter
+  const Mesh* evaluation_mesh_ = nullptr;
+  std::int64_t evaluation_window_ = 0;
   SampleReader reader_;
   std::vector<StageStart> starts_;
   std::shared_ptr<const TokenStore> first_store_;

@@ -1,6 +1,7 @@
 #include "train/training_run.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "comm/agree.h"
 #include "config/load.h"
@@ -95,6 +96,7 @@ bool TrainingRun::one_step() {
   const auto due = [&](std::int64_t every) { return every > 0 && step_ % every == 0; };
   if (due(config_.evaluation().every()) || (step_ == steps_ && config_.evaluation().every() > 0))
     evaluate();
+  if (config_.curriculum().type() == "gated") look_at_gate();
   if (due(config_.checkpoint().every()) || step_ == steps_ || stop) save();
   return stop;
 }
@@ -187,6 +189,7 @@ void TrainingRun::save() {
   state.set_stage(static_cast<int>(next));
   state.set_stage_first_sample(data_->stage_start(next).first_sample);
   for (const std::int64_t steps : stage_steps()) state.add_stage_steps(steps);
+  if (std::isfinite(gate_loss_)) state.set_gate_loss(gate_loss_);
   state.set_seed(config_.seed());
   state.set_data_fingerprint(data_->fingerprint());
   auto traced = trace_.section("checkpoint.snapshot");

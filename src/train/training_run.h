@@ -3,6 +3,7 @@
 //   training_run_setup.cpp    before the first step: device, data, memory, checkpoint
 //   training_run.cpp          the loop: steps, evaluation, checkpoints
 //   training_run_stages.cpp   stages of the curriculum: their ranks, and going from one to the next
+//   training_run_gate.cpp     when a stage of a gated curriculum ends
 //   training_run_results.cpp  after the last step, for people
 #pragma once
 
@@ -78,8 +79,7 @@ class TrainingRun {
   std::optional<std::filesystem::path> choose_checkpoint();
   void load(const std::optional<std::filesystem::path>& checkpoint);
   void load_origin(const std::filesystem::path& origin);
-  void check_compatible(const io::Manifest& manifest,
-                        const std::filesystem::path& checkpoint) const;
+  void check_compatible(const io::Manifest& manifest, const std::filesystem::path& checkpoint);
   void open_reports();
 
   bool one_step();
@@ -96,6 +96,7 @@ class TrainingRun {
   std::vector<std::int64_t> stage_steps() const;
   MetricExtras step_extras(double exposed, std::int64_t ring_bytes) const;
   void report(const StepResult& result, double lr, double seconds, MetricExtras extras);
+  EvalResult held_out();
   void evaluate();
   void evaluate_loss();
   void evaluate_passkey(std::int64_t length);
@@ -106,6 +107,11 @@ class TrainingRun {
   // The model as it is, for scores; of the stage at hand. Collective in all its uses, as in
   // passkey_accuracy(*live_model(), ...).
   std::unique_ptr<ScoringModel> live_model();
+  void look_at_gate();
+  double short_loss();
+  double retrieval(std::int64_t length);
+  void finish_stage();
+  void restore_stages(const std::vector<std::int64_t>& done);
   void save();
   void finish_saving();
 
@@ -118,7 +124,7 @@ class TrainingRun {
   Communicator& world_;
   const bool lead_;
   const std::filesystem::path folder_;
-  const std::int64_t steps_;
+  std::int64_t steps_;  // of the run; a gated one may end earlier
   const std::chrono::steady_clock::time_point begin_;
   Log log_;
   Reach reach_;
@@ -141,6 +147,7 @@ class TrainingRun {
   ArenaSizes sizes_;  // that the dry run found
   bool told_of_graphs_ = false;
   std::int64_t parameters_ = 0;
+  double gate_loss_ = kUnknown;     // of short sequences, at the end of the stage before
   std::size_t overhead_bytes_ = 0;  // of the device, beside the arenas
   std::size_t present_bytes_ = 0;   // of those: what is taken before the run's own memory
   std::int64_t step_ = 0;

@@ -13,8 +13,7 @@ void TrainingRun::evaluate() {
   for (const std::int64_t length : evaluation.perplexity().lengths()) evaluate_perplexity(length);
 }
 
-void TrainingRun::evaluate_loss() {
-  const auto begin = std::chrono::steady_clock::now();
+EvalResult TrainingRun::held_out() {
   for (std::int64_t i = 0; i < data_->num_evaluation_batches(); ++i) {
     MicroBatch micro;
     together(world_, [&] {
@@ -23,7 +22,12 @@ void TrainingRun::evaluate_loss() {
     });
     engine_->evaluate(micro);
   }
-  const EvalResult result = engine_->read_evaluation();
+  return engine_->read_evaluation();
+}
+
+void TrainingRun::evaluate_loss() {
+  const auto begin = std::chrono::steady_clock::now();
+  const EvalResult result = held_out();
   if (!lead_) return;
   EvalRow row{.step = step_,
               .name = "loss",
@@ -97,6 +101,9 @@ void TrainingRun::evaluate_perplexity(std::int64_t length) {
 void TrainingRun::check_evaluation() const {
   const config::Evaluation& evaluation = config_.evaluation();
   for (const std::int64_t length : evaluation.passkey().lengths()) passkey_grid(length).document(0);
+  if (config_.curriculum().type() == "gated")
+    for (const StagePlan& stage : stages_)
+      passkey_grid(stage.config.train().sequence_length()).document(0);
   if (evaluation.perplexity().lengths_size() > 0)
     scored_span(data_->validation(), perplexity_lengths(), 0, evaluation.tokens());
 }

@@ -184,6 +184,7 @@ void TrainingRun::load(const std::optional<fs::path>& checkpoint) {
   tokens_ = state.tokens();
   resumed_from_ = *checkpoint;
   skipped_ = state.skipped_steps();
+  if (state.has_gate_loss()) gate_loss_ = state.gate_loss();
   log_.info("resuming from {} (step {}, {} tokens)", checkpoint->string(), step_, tokens_);
 }
 
@@ -194,12 +195,13 @@ void TrainingRun::load_origin(const fs::path& origin) {
   log_.info("weights of {} (step {})", origin.string(), reader.manifest().step());
 }
 
-void TrainingRun::check_compatible(const io::Manifest& manifest, const fs::path& checkpoint) const {
+void TrainingRun::check_compatible(const io::Manifest& manifest, const fs::path& checkpoint) {
   const LoadedConfig saved =
       parse_config(manifest.config_yaml(), (checkpoint / "manifest.pb").string(), {});
   const io::TrainState& state = manifest.state();
   std::vector<std::int64_t> done(state.stage_steps().begin(), state.stage_steps().end());
   if (done.empty()) done = {state.step()};
+  if (config_.curriculum().type() == "gated") restore_stages(done);
   std::vector<std::string> conflicts = resume_conflicts(saved.config, config_, done);
   // The cursor follows from the stages; were it another, text would be repeated or left out.
   const std::int64_t samples = data_->samples_of(state.step()).begin;

@@ -58,6 +58,8 @@ std::vector<std::int64_t> TrainingRun::stage_steps() const {
   std::vector<std::int64_t> out;
   for (std::size_t i = 0; i <= stage_at(stages_, step_); ++i)
     out.push_back(std::min(step_ - stages_[i].first_step, stages_[i].steps));
+  // Nothing else says that the gate of the last stage has opened.
+  if (config_.curriculum().type() == "gated" && step_ == steps_) out.push_back(0);
   return out;
 }
 

@@ -146,6 +146,25 @@ TEST(Curriculum, WindowGrowsToTheLength) {
   }
 }
 
+TEST(Curriculum, AStageThatEndsEarlyMovesTheRest) {
+  auto stages =
+      plan({"curriculum={type: gated, gate: {every: 5}, stages: [{sequence_length: 512, "
+            "steps: 20}, {sequence_length: 1k, steps: 30}, {sequence_length: 2k, steps: "
+            "10}]}"});
+  EXPECT_EQ(steps_of(stages), (Numbers{20, 30, 10}));
+  end_stage(stages, 0, 10);
+  EXPECT_EQ(stages[1].first_step, 10);
+  end_stage(stages, 1, 5);
+  EXPECT_EQ(stages[2].first_step, 15);
+  EXPECT_EQ(stages.back().end(), 25);
+  EXPECT_NE(errors(check({"curriculum.type=gated"})).find("curriculum.stages: is missing"),
+            std::string::npos);
+  EXPECT_NE(errors(check({"curriculum={type: gated, stages: [{sequence_length: 512, steps: 2}]}",
+                          "data.validation=null"}))
+                .find("data.validation: is missing, and gated"),
+            std::string::npos);
+}
+
 TEST(Curriculum, StagesChangeWhatTheySay) {
   const auto stages = plan(
       {"train.micro_batch=2", "data.train=[{path: a.h5, weight: 3}, b.h5]",
@@ -247,8 +266,6 @@ TEST(Curriculum, BadInputIsNamed) {
       {{"train.steps=9", "curriculum.type=growlength"}, "curriculum.min_length: is missing"},
       {{"train.steps=5", "curriculum={type: cyclic, min_length: 256, max_length: 1k, cycles: 2}"},
        "curriculum.cycles: 2 cycles of 3 lengths are 6 stages, and train.steps is 5"},
-      {{"curriculum={type: gated, stages: [{sequence_length: 512, steps: 2}]}"},
-       "curriculum.type: gated is not built yet"},
       {{"train.steps=5", "curriculum={min_length: 256}"},
        "curriculum.min_length: is read by growlength and cyclic only"},
   };

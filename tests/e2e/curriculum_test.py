@@ -193,6 +193,42 @@ class Curriculum(unittest.TestCase):
         self.assertEqual(digest(self.workspace.run_folder("cyclic_from9")),
                          digest(self.workspace.run_folder("cyclic")))
 
+    # Gates that open as soon as they are looked at, and one that never does.
+    def test_gated(self):
+        stages = ("[{sequence_length: 128, steps: 5, parallel: {data: 2}}, {sequence_length: 192, steps: 6, "
+                  "parallel: {context: 2}}, {sequence_length: 384, steps: 4, parallel: {context: 2}}]")
+        opens = (f"curriculum={{type: gated, gate: {{retrieval: 0, recovery: 100, every: 3}}, "
+                 f"stages: {stages}}}", "train.steps=null")
+        self.train("gated", *opens, ranks=2)
+        folder = self.workspace.run_folder("gated")
+        rows = metrics(folder)
+        self.assertEqual([r["stage"] for r in rows], [0] * 3 + [1] * 3 + [2] * 3)
+        gates = [r for r in metrics(folder, "eval") if r["name"] == "gate/loss"]
+        self.assertEqual([(r["step"], r["sequence_length"]) for r in gates],
+                         [(3, 128), (6, 128), (9, 128)])
+        # Finished: nothing is left to do, and from every step on it ends the same.
+        self.train("gated", *opens, ranks=2)
+        self.assertEqual(len(metrics(folder)), 9)
+        for step in range(1, 9):
+            name = f"gated_from{step}"
+            self.train(name, *opens, "--resume", folder / "checkpoints" / f"step_{step:08d}", ranks=2)
+            self.assertEqual(digest(self.workspace.run_folder(name)), digest(folder))
+            resumed = [r for r in metrics(self.workspace.run_folder(name), "eval")
+                       if r["name"].startswith("gate/")]
+            self.assertEqual(resumed, [r for r in metrics(folder, "eval")
+                                       if r["name"].startswith("gate/") and r["step"] > step])
+        shut = (opens[0].replace("retrieval: 0", "retrieval: 1"), opens[1])
+        self.train("shut", *shut, ranks=2)
+        rows = metrics(self.workspace.run_folder("shut"))
+        self.assertEqual([r["stage"] for r in rows], [0] * 5 + [1] * 6 + [2] * 4)
+        log = (self.workspace.run_folder("shut") / "run.log").read_text()
+        self.assertIn("closed, and the stage's budget is spent: going on", log)
+        self.train("one_gated", opens[0].replace("data: 2", "data: 1").replace(
+            "context: 2", "context: 1"), opens[1])
+        for row, expected in zip(metrics(self.workspace.run_folder("one_gated")), metrics(folder)):
+            self.assertEqual(row["stage"], expected["stage"])
+            self.assertAlmostEqual(row["loss"], expected["loss"], delta=1e-5 * expected["loss"])
+
     def test_growlength_small(self):
         store, held_out = self.workspace.store, self.workspace.path / "held_out.h5"
         folder = self.workspace.run_folder("growlength_small")
