@@ -227,8 +227,7 @@ void add_synth(CLI::App& data) {
   cmd->add_option("--tokens", args->tokens, "tokens in all (k, M binary)")->capture_default_str();
   cmd->add_option("--documents", args->documents, "number of documents, instead of --tokens");
   cmd->add_option("--length", args->length, "tokens per document")->capture_default_str();
-  cmd->add_option("--vocab-size", args->vocab_size,
-                  "260: bytes; else integers 0..N-1")
+  cmd->add_option("--vocab-size", args->vocab_size, "260: bytes; else integers 0..N-1")
       ->capture_default_str();
   cmd->add_option("--seed", args->seed, "seed")->capture_default_str();
   cmd->add_option("--labels", args->labels,

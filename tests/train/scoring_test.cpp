@@ -136,6 +136,58 @@ TEST(Scoring, RetrievalIsTheSameOnAnyRanks) {
   }
 }
 
+// Gives each label a logit of 1 and the rest 0, or for documents that it does not know nothing but
+// zeros: of equals the lowest id counts, which no answer is.
+class Oracle final : public ScoringModel {
+ public:
+  explicit Oracle(std::function<bool(std::int64_t)> knows)
+      : config_(config_of({})),
+        world_(make_self_communicator()),
+        mesh_(*world_, 1, 1),
+        knows_(std::move(knows)) {}
+  const config::RunConfig& config() const override { return config_; }
+  const Mesh& mesh() const override { return mesh_; }
+  Communicator& hosts() const override { return *world_; }
+  std::int64_t pass_tokens() const override { return 3 * 48; }
+  void reserve(const Pass&) override {}
+  std::vector<float> nll(const MicroBatch&) override { return {}; }
+  void logits(const Pass& pass, const TakeRowLogits& take) override {
+    for (const std::int64_t row : pass.rows) {
+      std::vector<float> out(40, 0.0f);
+      const std::int32_t label = pass.micro.labels[static_cast<std::size_t>(row)];
+      if (pass.micro.positions[static_cast<std::size_t>(row)] == 47 - 6) ++document_;
+      if (knows_(document_)) out[static_cast<std::size_t>(label)] = 1;
+      take(row, out);
+    }
+  }
+
+ private:
+  config::RunConfig config_;
+  std::unique_ptr<Communicator> world_;
+  Mesh mesh_;
+  std::function<bool(std::int64_t)> knows_;
+  std::int64_t document_ = -1;
+};
+
+TEST(Scoring, CountsWhatAModelKnows) {
+  const TaskGrid grid{.task = TaskKind::kPasskey,
+                      .lengths = {48},
+                      .depths = 4,
+                      .samples = 5,
+                      .vocabulary = TaskVocabulary::integers(40)};
+  Oracle first_depths([](std::int64_t document) { return document < 7; });
+  const RetrievalResult r = score_retrieval(first_depths, grid);
+  for (const auto& [depth, right] : {std::pair{0, 5}, {1, 2}, {2, 0}, {3, 0}}) {
+    EXPECT_EQ(r.cell(0, depth).right, right) << depth;
+    EXPECT_EQ(r.cell(0, depth).tokens_right, 5 * right);
+    EXPECT_EQ(r.cell(0, depth).tokens, 25);
+  }
+  const double known = std::log(std::exp(1.0) + 39) - 1, unknown = std::log(40.0);
+  EXPECT_NEAR(r.cell(0, 1).nll_sum, 10 * known + 15 * unknown, 1e-5);
+  Oracle all([](std::int64_t) { return true; });
+  EXPECT_EQ(passkey_accuracy(all, grid.vocabulary, 48, 4, 5, 1), 1.0);
+}
+
 // A window's context by a count from the front.
 std::int64_t context_by_hand(const TokenStore& store, const Windows& w, std::int64_t target) {
   const std::int64_t number = (target - w.first) / w.stride;
