@@ -50,7 +50,7 @@ def retrieval(result):
 
 def loss(result):
     """Length -> nats per byte."""
-    return {row["length"]: row["nll"] for row in result["lengths"]}
+    return {row["length"]: row["nll"] for row in result["cells"]}
 
 
 def rows_of(results, what, plan, digits):

@@ -38,7 +38,7 @@ def seconds(run):
 def final_loss(lab, run):
     """Nats per byte of held-out text with a context of LONGEST tokens."""
     result = lab.evaluate("perplexity", run, lengths=[LONGEST], tokens=131072, threads=lab_module.cores())
-    return result["lengths"][0]["nll"]
+    return result["cells"][0]["nll"]
 
 
 def flops(length, parameters):
