@@ -125,7 +125,7 @@ std::string to_text(const RetrievalReport& report) {
         const RetrievalCell c = r.of_length(l);
         out += fmt::format(" {} ({})", percent(c.accuracy()), percent(c.item_accuracy()));
       }
-      out += "\n";
+      out += '\n';
     }
     return out;
   }
@@ -139,7 +139,7 @@ std::string to_text(const RetrievalReport& report) {
                                   : fmt::format("  {:>10}", "");
     for (std::size_t l = 0; l < r.grid.lengths.size(); ++l)
       out += fmt::format(" {:>8}", percent(r.cell(l, d).accuracy()));
-    out += "\n";
+    out += '\n';
   }
   out += fmt::format("  {:>10}", "all");
   for (std::size_t l = 0; l < r.grid.lengths.size(); ++l)

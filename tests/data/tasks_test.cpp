@@ -232,7 +232,7 @@ TEST(Tasks, RulerWordsAreAsFrequentAsTheyShould) {
       for (std::int64_t i = 0; i < grid.size(); ++i) {
         const TaskDocument d = grid.document(i);
         const std::string text = text_of(d.tokens, {0, d.answer.begin});
-        std::istringstream list(text.substr(text.rfind("\n", text.rfind("\nQuestion") - 1)));
+        std::istringstream list(text.substr(text.rfind('\n', text.rfind("\nQuestion") - 1)));
         std::map<std::string, int> counts;
         for (std::string word; list >> word && word != "Question:";)
           if (word.find_first_of("0123456789") == std::string::npos && word != "......")
