@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -60,8 +61,11 @@ void check(const GenerateArguments& args) {
 std::string prompt_of(const GenerateArguments& args) {
   if (args.prompt_file.empty()) return args.prompt;
   std::ifstream in(args.prompt_file, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  if (!in.good() && !in.eof())
+  std::error_code error;
+  const bool readable = in.good() && !std::filesystem::is_directory(args.prompt_file, error);
+  std::string text;
+  if (readable) text.assign(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
+  if (!readable || in.bad())
     throw Error(ExitCode::kBadData, {.what = "the prompt cannot be read",
                                      .where = args.prompt_file,
                                      .fix = "name a text file that you may read"});

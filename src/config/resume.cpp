@@ -36,7 +36,7 @@ bool is_fixed(const std::string& key) {
 std::map<std::string, std::string> fixed_values(const RunConfig& config) {
   std::map<std::string, std::string> out;
   visit_leaves(config, [&](const std::string& key, const auto& field, const auto& parent) {
-    if (!is_fixed(key)) return;
+    if (!is_fixed(key) || key == "model.from") return;  // that was read before the first step
     out[key] = is_section_field(field) ? "nothing" : value_text(parent, field);
   });
   return out;

@@ -103,7 +103,7 @@ void Validator::check_device() {
       .note = !options_.need_files;
 }
 
-// Whose weights a run starts with.
+// Whose weights a run starts with; one that resumes does not need them any more.
 void Validator::check_origin(const std::string& path) {
   std::error_code error;
   if (fs::is_directory(path, error)) return;
@@ -111,7 +111,7 @@ void Validator::check_origin(const std::string& path) {
       path.empty() ? std::string("is empty") : fmt::format("there is no folder {}", path),
       "name the folder of a run, such as runs/quickstart, or of one of its checkpoints; leave it "
       "out to start with new weights")
-      .note = !options_.need_files && !path.empty();
+      .note = !path.empty();
 }
 
 void Validator::check_names() {

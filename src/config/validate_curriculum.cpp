@@ -52,6 +52,9 @@ void CurriculumRules::check_unread() {
     bool read;
     const char* readers;
   };
+  const config::Gate& gate = curriculum_.gate();
+  const config::Gate no_gate;
+  const bool gated = type() == "gated";
   const Read reads[] = {
       {"stages", curriculum_.stages_size() > 0, has_stages(config_),
        "growlength, cyclic and gated"},
@@ -62,9 +65,9 @@ void CurriculumRules::check_unread() {
        "window"},
       {"window_steps", curriculum_.has_window_steps(), window, "window"},
       {"growth", curriculum_.growth() != defaults.growth(), window, "window"},
-      {"gate.retrieval", curriculum_.gate().has_retrieval(), type() == "gated", "gated"},
-      {"gate.recovery", curriculum_.gate().has_recovery(), type() == "gated", "gated"},
-      {"gate.every", curriculum_.gate().has_every(), type() == "gated", "gated"}};
+      {"gate.retrieval", gate.retrieval() != no_gate.retrieval(), gated, "gated"},
+      {"gate.recovery", gate.recovery() != no_gate.recovery(), gated, "gated"},
+      {"gate.every", gate.every() != no_gate.every(), gated, "gated"}};
   for (const Read& r : reads)
     if (r.given && !r.read) rules_.add_unread(key(r.name), r.readers, key("type"), type());
 }

@@ -41,7 +41,10 @@ class EvaluationRules {
         unread(key, "is not read, and evaluation.every is 0",
                "say how often: evaluation.every: 50");
     const config::EvalPasskey& passkey = evaluation_.passkey();
-    if (passkey.lengths_size() == 0 && (passkey.has_depths() || passkey.has_samples()))
+    const config::EvalPasskey defaults;
+    const bool given =
+        passkey.depths() != defaults.depths() || passkey.samples() != defaults.samples();
+    if (passkey.lengths_size() == 0 && given && config_.curriculum().type() != "gated")
       unread("evaluation.passkey.lengths", "is missing, and depths or samples are given",
              "list context lengths, such as [1k, 2k]");
   }

@@ -79,6 +79,7 @@ class TrainingRun {
   std::optional<std::filesystem::path> choose_checkpoint();
   void load(const std::optional<std::filesystem::path>& checkpoint);
   void load_origin(const std::filesystem::path& origin);
+  void check_origin(const config::Model& saved, const std::filesystem::path& origin);
   void check_compatible(const io::Manifest& manifest, const std::filesystem::path& checkpoint);
   void open_reports();
 

@@ -188,10 +188,37 @@ void TrainingRun::load(const std::optional<fs::path>& checkpoint) {
   log_.info("resuming from {} (step {}, {} tokens)", checkpoint->string(), step_, tokens_);
 }
 
+// Shapes alone do not tell a model that reads these weights otherwise.
+void TrainingRun::check_origin(const config::Model& saved, const fs::path& origin) {
+  const config::Model& model = config_.model();
+  std::string differences;
+  const auto compare = [&](const char* key, const auto& before, const auto& now) {
+    if (before != now)
+      differences += fmt::format("\n    model.{}: {} there, {} here", key, before, now);
+  };
+  compare("num_hidden_layers", saved.num_hidden_layers(), model.num_hidden_layers());
+  compare("num_attention_heads", saved.num_attention_heads(), model.num_attention_heads());
+  compare("num_key_value_heads", saved.num_key_value_heads(), model.num_key_value_heads());
+  compare("head_dim", saved.head_dim(), model.head_dim());
+  compare("tie_word_embeddings", saved.tie_word_embeddings(), model.tie_word_embeddings());
+  if (!differences.empty())
+    throw Error(ExitCode::kUsage,
+                {.what = "the weights are of another model" + differences,
+                 .where = origin.string(),
+                 .fix = "give these keys the values of model.from, or leave model.from out"});
+  compare("position", saved.position(), model.position());
+  compare("rms_norm_eps", saved.rms_norm_eps(), model.rms_norm_eps());
+  if (!differences.empty())
+    log_.warn("the weights of {} were trained otherwise:{}", origin.string(), differences);
+}
+
 // Another run's weights; the optimizer, the step and the data start anew.
 void TrainingRun::load_origin(const fs::path& origin) {
   const CheckpointReader reader(origin);
+  const std::string manifest = (origin / "manifest.pb").string();
+  check_origin(parse_config(reader.manifest().config_yaml(), manifest, {}).config.model(), origin);
   restore_weights(*engine_, reader);
+  config_.mutable_model()->set_from(origin.string());  // what a run's newest is changes
   log_.info("weights of {} (step {})", origin.string(), reader.manifest().step());
 }
 

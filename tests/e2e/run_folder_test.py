@@ -59,16 +59,21 @@ class RunFolder(unittest.TestCase):
         anew = self.workspace.run_folder("anew")
         train(self.workspace, "anew", "train.steps=2")
         self.assertLess(first, metrics(anew)[0]["loss"])
-        # The rest of a run starts from its own checkpoint.
+        self.assertIn("step_00000003", (moved / "config.resolved.yaml").read_text())
+        # The rest of a run starts from its own checkpoint, whatever became of the other.
+        self.folder.rename(self.workspace.run_folder("elsewhere"))
         train(self.workspace, "moved", f"model.from={self.folder}", "train.steps=3")
         self.assertEqual(len(metrics(moved)), 3)
 
     def test_weights_that_a_run_cannot_start_with(self):
         train(self.workspace, "run", "train.steps=3")
         for path, overrides, code, words in [
-                (self.folder / "none", [], 2, "there is no folder"),
+                (self.folder / "none", [], 2, "there is no such run"),
                 (self.workspace.path, [], 2, "holds no run"),
-                (self.folder, ["model.hidden_size=64"], 3, "has shape")]:
+                (self.folder, ["model.hidden_size=64", "model.head_dim=8"], 3, "has shape"),
+                (self.folder, ["model.num_hidden_layers=1"], 2, "model.num_hidden_layers: 2 there"),
+                (self.folder, ["model.num_attention_heads=8", "model.num_key_value_heads=4",
+                               "model.head_dim=4"], 2, "model.head_dim: 8 there")]:
             result = farspan("train", self.workspace.config, f"model.from={path}", *overrides,
                              f"output_dir={self.workspace.run_folder('refused')}", "--quiet")
             self.assertEqual(result.returncode, code, result.stderr)
