@@ -112,6 +112,8 @@ std::string name_of(PositionSampler sampler) {
   switch (sampler) {
     case PositionSampler::kPose:
       return "pose";
+    case PositionSampler::kCream:
+      return "cream";
     case PositionSampler::kRandomized:
       return "randomized";
     case PositionSampler::kSequential:

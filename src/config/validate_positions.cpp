@@ -1,6 +1,8 @@
 // Samplers of positions: what each needs, and what makes them meaningless.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "config/rules.h"
 
 namespace farspan {
@@ -13,8 +15,9 @@ class PositionRules {
 
   void run() {
     check_unread();
-    if (sampler() == "sequential" || sampler() == "cream") return;  // refused as not built
+    if (sampler() == "sequential") return;
     check_lengths();
+    check_source();
     check_model();
   }
 
@@ -23,7 +26,9 @@ class PositionRules {
 
   void check_unread();
   void check_lengths();
+  void check_source();
   void check_model();
+  void check_windows();
 
   Rules& rules_;
   const RunConfig& config_;
@@ -40,11 +45,13 @@ void PositionRules::check_unread() {
     const char* readers;
   };
   const Read reads[] = {
-      {"original_context", positions_.has_original_context(), draws, "pose and randomized"},
-      {"target_context", positions_.has_target_context(), draws, "pose and randomized"},
+      {"original_context", positions_.has_original_context(), draws, "pose, cream and randomized"},
+      {"target_context", positions_.has_target_context(), draws, "pose, cream and randomized"},
       {"chunks", positions_.chunks() != defaults.chunks(), pose, "pose"},
       {"first_chunk", positions_.first_chunk() != defaults.first_chunk(), pose, "pose"},
-      {"target_margin", positions_.target_margin(), pose, "pose"}};
+      {"target_margin", positions_.target_margin(), pose, "pose"},
+      {"source_window", positions_.has_source_window(), pose, "pose"},
+      {"content_offset", positions_.content_offset() != defaults.content_offset(), pose, "pose"}};
   for (const Read& r : reads)
     if (r.given && !r.read)
       rules_.add_unread(std::string("positions.") + r.name, r.readers, "positions.sampler",
@@ -85,6 +92,31 @@ void PositionRules::check_lengths() {
         .note = true;
 }
 
+void PositionRules::check_source() {
+  if (sampler() != "pose") return;
+  const std::int64_t window = positions_.source_window();
+  const std::int64_t length = config_.train().sequence_length();
+  if (!positions_.has_source_window()) {
+    if (positions_.content_offset() != config::Positions().content_offset())
+      rules_.add_unread("positions.content_offset", "pose with a source_window",
+                        "positions.source_window", "not given");
+    return;
+  }
+  if (window < length)
+    rules_.add("positions.source_window",
+               fmt::format("{} tokens of text are less than the {} of a sequence", window, length),
+               fmt::format("use a multiple of {}, or leave it out to skip no text", length),
+               {"train.sequence_length"});
+  else if (positions_.content_offset() == "zero" && window > length)
+    rules_
+        .add("positions.source_window",
+             fmt::format("with content_offset: zero the last {} of {} tokens are never shown",
+                         window - length, window),
+             "leave source_window out, or use content_offset: uniform",
+             {"positions.content_offset", "train.sequence_length"})
+        .note = true;
+}
+
 void PositionRules::check_model() {
   const config::Model& model = config_.model();
   const std::string& position = model.position();
@@ -99,14 +131,33 @@ void PositionRules::check_model() {
                            "positions",
                            position),
                "use sampler: pose, or model.position: rope", {"model.position"});
-  if (model.sliding_window() > 0 && model.layer_types().empty())
+  check_windows();
+}
+
+// Windows count tokens of the text, so they cut off far positions wherever they cut off far tokens.
+void PositionRules::check_windows() {
+  const config::Model& model = config_.model();
+  const auto& types = model.layer_types();
+  const bool some_full =
+      std::find(types.begin(), types.end(), std::string("full_attention")) != types.end();
+  if (model.sliding_window() > 0 && !some_full)
     rules_
         .add("positions.sampler",
              fmt::format("{} shows far positions to tokens within sliding_window {} of one another "
-                         "in the text: those beyond it never meet",
+                         "in the text: those beyond it never meet, here or at the target",
                          sampler(), model.sliding_window()),
              "use no window, or layer_types with some full_attention layers",
-             {"model.sliding_window"})
+             {"model.sliding_window", "model.layer_types"})
+        .note = true;
+  const std::string& pattern = model.sparse_attention().type();
+  if (pattern == "s2" || pattern == "dilated")
+    rules_
+        .add("positions.sampler",
+             fmt::format("{} shows far positions to tokens that see one another, and "
+                         "sparse_attention {} hides most far tokens",
+                         sampler(), pattern),
+             "use sparse_attention: {type: none}, unless that is meant",
+             {"model.sparse_attention.type"})
         .note = true;
 }
 

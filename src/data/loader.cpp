@@ -25,13 +25,18 @@ PositionOptions position_options(const config::RunConfig& config) {
   const config::Positions& positions = config.positions();
   PositionOptions options;
   if (positions.sampler() == "sequential") return options;
-  options.sampler =
-      positions.sampler() == "pose" ? PositionSampler::kPose : PositionSampler::kRandomized;
+  options.sampler = positions.sampler() == "pose"    ? PositionSampler::kPose
+                    : positions.sampler() == "cream" ? PositionSampler::kCream
+                                                     : PositionSampler::kRandomized;
   options.original_context = positions.original_context();
   options.target_context = positions.target_context();
   options.chunks = positions.chunks();
   options.first_chunk_full = positions.first_chunk() == "full";
   options.target_margin = positions.target_margin();
+  options.source_window = positions.source_window();
+  options.content_offset = positions.content_offset() == "same"   ? ContentOffset::kSame
+                           : positions.content_offset() == "zero" ? ContentOffset::kZero
+                                                                  : ContentOffset::kUniform;
   return options;
 }
 
@@ -68,8 +73,15 @@ std::vector<double> weights_in(const config::RunConfig& stage,
 
 void check_positions_are_free(const TokenStore& store, const std::string& path,
                               const std::vector<StagePlan>& stages) {
-  if (!store.info().has_position_ids) return;
   for (const StagePlan& stage : stages) {
+    if (stage.config.positions().has_source_window() && store.info().has_segment_ids)
+      throw Error(ExitCode::kUsage,
+                  {.what = fmt::format("{} has segment ids of its own, and a source window is cut "
+                                       "by documents",
+                                       path),
+                   .where = "positions.source_window",
+                   .fix = "leave it out, or use a store without segment_ids"});
+    if (!store.info().has_position_ids) continue;
     if (stage.config.positions().sampler() == "sequential") continue;
     throw Error(ExitCode::kUsage,
                 {.what = fmt::format("{} has position ids of its own, and positions.sampler is {}",

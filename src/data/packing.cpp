@@ -8,7 +8,8 @@ namespace {
 // The tokens that pieces name, one after the other; columns are empty where the store has none.
 struct Columns {
   std::vector<std::int32_t> tokens, labels, positions, segments;
-  std::vector<std::int32_t> piece;  // which piece a token belongs to
+  std::vector<std::int32_t> document;  // which one of the pieces' documents a token belongs to
+  std::vector<bool> after_skip;        // text before this token was left out
 };
 
 Columns read_columns(const TokenStore& store, std::span<const Piece> pieces) {
@@ -18,12 +19,15 @@ Columns read_columns(const TokenStore& store, std::span<const Piece> pieces) {
   const StoreInfo& info = store.info();
   Columns out;
   out.tokens.resize(size);
-  out.piece.resize(size);
+  out.document.resize(size);
+  out.after_skip.resize(size);
   if (info.has_labels) out.labels.resize(size);
   if (info.has_position_ids) out.positions.resize(size);
   if (info.has_segment_ids) out.segments.resize(size);
   std::size_t at = 0;
+  std::int32_t document = -1;
   for (std::size_t p = 0; p < pieces.size(); ++p) {
+    if (p == 0 || !pieces[p].continues) ++document;
     const auto count = static_cast<std::size_t>(pieces[p].count);
     auto part = [&](std::vector<std::int32_t>& column) {
       return std::span<std::int32_t>(column).subspan(at, count);
@@ -32,8 +36,8 @@ Columns read_columns(const TokenStore& store, std::span<const Piece> pieces) {
     if (info.has_labels) store.read_labels(pieces[p].begin, part(out.labels));
     if (info.has_position_ids) store.read_position_ids(pieces[p].begin, part(out.positions));
     if (info.has_segment_ids) store.read_segment_ids(pieces[p].begin, part(out.segments));
-    std::fill_n(out.piece.begin() + static_cast<std::ptrdiff_t>(at), count,
-                static_cast<std::int32_t>(p));
+    std::fill_n(out.document.begin() + static_cast<std::ptrdiff_t>(at), count, document);
+    if (count > 0) out.after_skip[at] = pieces[p].after_skip;
     at += count;
   }
   return out;
@@ -41,11 +45,11 @@ Columns read_columns(const TokenStore& store, std::span<const Piece> pieces) {
 
 // What is predicted after token t, when there is a token t + 1.
 std::int32_t label_after(const Columns& c, std::size_t t, bool masked) {
-  const bool same_piece = c.piece[t] == c.piece[t + 1];
-  if (!same_piece && masked) return kIgnoreLabel;
+  const bool same_document = c.document[t] == c.document[t + 1];
+  if (c.after_skip[t + 1] || (!same_document && masked)) return kIgnoreLabel;
   if (!c.labels.empty()) return c.labels[t + 1];
   const bool other_segment =
-      same_piece && !c.segments.empty() && c.segments[t] != c.segments[t + 1];
+      same_document && !c.segments.empty() && c.segments[t] != c.segments[t + 1];
   return other_segment ? kIgnoreLabel : c.tokens[t + 1];
 }
 
@@ -90,11 +94,11 @@ std::int32_t fill_row(Batch& batch, std::int64_t row, const TokenStore& store,
   std::vector<std::size_t> run_begins = {0};  // where positions restart
   for (std::size_t t = 0; t < filled; ++t) {
     if (t > 0) {
-      const bool piece_changes = c.piece[t] != c.piece[t - 1];
+      const bool document_changes = c.document[t] != c.document[t - 1];
       const bool segment_changes =
-          !piece_changes && !c.segments.empty() && c.segments[t] != c.segments[t - 1];
-      if (segment_changes || (piece_changes && masked)) ++segment;
-      if (options.reset_positions && (piece_changes || segment_changes)) run_begins.push_back(t);
+          !document_changes && !c.segments.empty() && c.segments[t] != c.segments[t - 1];
+      if (segment_changes || (document_changes && masked)) ++segment;
+      if (options.reset_positions && (document_changes || segment_changes)) run_begins.push_back(t);
     }
     batch.tokens[base + t] = c.tokens[t];
     batch.segments[base + t] = segment;

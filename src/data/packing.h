@@ -6,7 +6,8 @@
 // Rules, for token t of a row of S tokens (pieces cover S tokens, or S + 1 where there is a next):
 //   label      the next token in the same document, also one past the row's end; at a document's
 //              last token -100 (masked) or the next document's first token (joined). A store's
-//              `labels` are used in place of tokens, shifted: labels[t] = stored[t + 1].
+//              `labels` are used in place of tokens, shifted: labels[t] = stored[t + 1]. Where text
+//              was left out (source_window.h) nothing is predicted across the gap: -100.
 //   segment    one per document piece (masked) or one per row (joined); a change of the store's
 //              segment_ids inside a document starts a new one in either mode, and without stored
 //              labels nothing is predicted across it. Ascending over the whole batch.
@@ -41,6 +42,8 @@ struct PackingOptions {
 struct Piece {
   std::int64_t begin = 0;  // first token, in the store's numbering
   std::int64_t count = 0;
+  bool continues = false;   // of the same document as the piece before it
+  bool after_skip = false;  // text between the piece before it and this one was left out
 };
 
 // A batch with room for `sequences` rows, not filled.

@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/rng.h"
 #include "data/permutation.h"
+#include "data/source_window.h"
 
 namespace farspan {
 namespace {
@@ -30,7 +31,7 @@ class EpochOrder {
   Piece piece(std::uint64_t place) const {
     const std::uint64_t document = order_(place);
     const auto begin = static_cast<std::int64_t>(offsets_[document]);
-    return {begin, static_cast<std::int64_t>(offsets_[document + 1]) - begin};
+    return {.begin = begin, .count = static_cast<std::int64_t>(offsets_[document + 1]) - begin};
   }
 
   // The place whose document holds token `at` of the epoch, and the offset inside the document.
@@ -147,7 +148,7 @@ StageStart SampleReader::next_stage(const StageStart& stage, std::int64_t sample
   StageStart out{.first_sample = stage.first_sample + samples,
                  .source_tokens = stage.source_tokens};
   for (std::size_t i = 0; i < counts.size(); ++i)
-    out.source_tokens[i] += counts[i] * sequence_length;
+    out.source_tokens[i] += counts[i] * stream_tokens(sequence_length, stage);
   return out;
 }
 
@@ -164,13 +165,25 @@ Batch SampleReader::make_batch(std::int64_t first_sample, std::int64_t count,
     const Mixture::Place place = mixture.place(first_sample + row - stage.first_sample,
                                                static_cast<std::uint64_t>(stage.first_sample));
     const auto source = static_cast<std::size_t>(place.source);
-    const std::int64_t begin = stage.source_tokens[source] + place.ordinal * sequence_length;
-    const auto pieces = streams_[source].window(begin, sequence_length + 1);
-    segment =
-        fill_row(batch, row, *sources_[source].store, pieces, packing, segment,
-                 {.seed = options_.seed, .sample = static_cast<std::uint64_t>(first_sample + row)});
+    const std::int64_t covered = stream_tokens(sequence_length, stage);
+    const std::int64_t begin = stage.source_tokens[source] + place.ordinal * covered;
+    const PositionKey key{.seed = options_.seed,
+                          .sample = static_cast<std::uint64_t>(first_sample + row)};
+    auto pieces = streams_[source].window(begin, covered + 1);
+    if (covered > sequence_length)
+      pieces = cut_window(pieces, {.sequence_length = sequence_length,
+                                   .reset_positions = packing.reset_positions,
+                                   .options = packing.positions,
+                                   .key = key});
+    segment = fill_row(batch, row, *sources_[source].store, pieces, packing, segment, key);
   }
   return batch;
+}
+
+std::int64_t SampleReader::stream_tokens(std::int64_t sequence_length,
+                                         const StageStart& stage) const {
+  const PackingOptions& packing = stage.packing ? *stage.packing : options_.packing;
+  return std::max(sequence_length, packing.positions.source_window);
 }
 
 std::int64_t SampleReader::epoch_tokens(std::size_t source) const {

@@ -11,7 +11,8 @@
 // source, 0), then epoch 1 in its own order, and so on. `concat` packing cuts this stream into
 // windows: the n-th sample that a source gives in a stage covers S tokens from (the stage's start
 // offset + n * S), so every token of an epoch is seen exactly once, also when S changes between
-// stages. Weights decide which source a sample comes from (data/mixture.h).
+// stages. Weights decide which source a sample comes from (data/mixture.h). With a source window of
+// W > S tokens a sample covers W, of which all but S are skipped (data/source_window.h).
 //
 // Not thread-safe (it caches the order of recent epochs): one reader per thread.
 #pragma once
@@ -66,6 +67,10 @@ class SampleReader {
   // Throws Error(kBadData) when a store turns out damaged.
   Batch make_batch(std::int64_t first_sample, std::int64_t count, std::int64_t sequence_length,
                    const StageStart& stage);
+
+  // Tokens of the stream that a sample of `sequence_length` tokens covers in a stage; those beyond it
+  // are skipped.
+  std::int64_t stream_tokens(std::int64_t sequence_length, const StageStart& stage) const;
 
   const std::vector<WeightedStore>& sources() const { return sources_; }
   std::int64_t epoch_tokens(std::size_t source) const;  // tokens of one epoch

@@ -206,6 +206,7 @@ std::string to_json(const RunSummary& s) {
                      {"status", s.status == RunStatus::kFinished ? "finished" : "stopped"},
                      {"steps", s.steps},
                      {"tokens", s.tokens},
+                     {"skipped_tokens", s.skipped_tokens},
                      {"loss_first", s.loss_first},
                      {"loss_last", s.loss_last},
                      {"loss_last_mean", s.loss_last_mean},

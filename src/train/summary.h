@@ -34,6 +34,7 @@ struct RunSummary {
   RunStatus status = RunStatus::kFinished;
   std::int64_t steps = 0;             // done in all, over every start of the run
   std::int64_t tokens = 0;            // trained on in all
+  std::int64_t skipped_tokens = 0;    // passed over on purpose (positions.source_window)
   double loss_first = kUnknown;       // nats per token, of the first step
   double loss_last = kUnknown;        // of the last step
   double loss_last_mean = kUnknown;   // mean of the last min(10, n) steps

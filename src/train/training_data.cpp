@@ -86,6 +86,17 @@ IndexRange TrainingData::samples_of(std::int64_t step) const {
   return {first, first + count};
 }
 
+std::int64_t TrainingData::skipped_tokens(std::int64_t step) const {
+  std::int64_t skipped = 0;
+  for (std::size_t i = 0; i < stages_.size(); ++i) {
+    const std::int64_t length = stages_[i].config.train().sequence_length();
+    const std::int64_t steps =
+        std::clamp(step - stages_[i].first_step, std::int64_t{0}, stages_[i].steps);
+    skipped += steps * sequences_per_step(i) * (reader_.stream_tokens(length, starts_[i]) - length);
+  }
+  return skipped;
+}
+
 Batch TrainingData::batch_of(std::int64_t step, std::int64_t accumulation, int data_rank) {
   const std::size_t stage = stage_at(stages_, step);
   const config::RunConfig& config = stages_[stage].config;

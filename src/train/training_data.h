@@ -48,6 +48,9 @@ class TrainingData {
   // Global sample numbers [first, first + count) of optimizer step `step`.
   IndexRange samples_of(std::int64_t step) const;
 
+  // Tokens of text that the steps before `step` pass over on purpose (positions.source_window).
+  std::int64_t skipped_tokens(std::int64_t step) const;
+
   bool has_validation() const { return validation_.has_value(); }
   const EvaluationReader& validation() const { return *validation_; }
   // Micro-batches of one evaluation: the same number on every rank.

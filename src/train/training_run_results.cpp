@@ -12,6 +12,7 @@ void TrainingRun::write_results(RunStatus status) {
   summary.name = config_.name();
   summary.steps = step_;
   summary.tokens = tokens_;
+  summary.skipped_tokens = data_->skipped_tokens(step_);
   summary.byte_tokens = data_->tokenizer().name == "bytes";
   if (peak_.flops_per_second > 0) {
     summary.peak_flops_per_rank = peak_.flops_per_second;

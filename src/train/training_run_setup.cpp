@@ -47,6 +47,9 @@ void TrainingRun::prepare() {
   });
   saver_->prepare(*engine_);
   log_.info("{}", peak_.description());
+  if (const std::int64_t skipped = data_->skipped_tokens(steps_); skipped > 0)
+    log_.info("positions.source_window: {} tokens of text are skipped on purpose in {} steps",
+              skipped, steps_);
   together(world_, [&] {
     if (lead_) open_reports();
   });

@@ -73,6 +73,9 @@ TEST(InspectPositions, CountsAsPairByPair) {
       .sampler = PositionSampler::kRandomized, .original_context = 60, .target_context = 100};
   expect_same(measure_positions(randomized, question), by_hand(randomized, question));
   expect_same(measure_positions({}, question), by_hand({}, question));
+  const PositionOptions cream{
+      .sampler = PositionSampler::kCream, .original_context = 60, .target_context = 700};
+  expect_same(measure_positions(cream, question), by_hand(cream, question));
 }
 
 TEST(InspectPositions, Json) {

@@ -65,6 +65,39 @@ TEST(PositionRules, ModelsThatMakeASamplerMeaningless) {
       HasSubstr("jumps at every token"));
   EXPECT_EQ(errors({kPose, "model.position=alibi"}), "");
   EXPECT_THAT(issues(check({kPose, "model.sliding_window=256"}), true), HasSubstr("never meet"));
+  const std::string window = "model.sliding_window=256";
+  EXPECT_EQ(
+      issues(check({kPose, window, "model.layer_types=[full_attention, sliding_attention]"}), true),
+      "");
+  EXPECT_THAT(
+      issues(check({kPose, window, "model.layer_types=[sliding_attention, sliding_attention]"}),
+             true),
+      HasSubstr("never meet"));
+  EXPECT_THAT(issues(check({kPose, "model.sparse_attention={type: s2, group_size: 512}"}), true),
+              HasSubstr("hides most far tokens"));
+}
+
+TEST(PositionRules, SourceWindows) {
+  EXPECT_EQ(errors({kPose, "positions.source_window=8k", "positions.content_offset=same"}), "");
+  EXPECT_THAT(errors({kPose, "positions.source_window=1k"}), HasSubstr("less than the 2048"));
+  EXPECT_THAT(
+      issues(check({kPose, "positions.source_window=8k", "positions.content_offset=zero"}), true),
+      HasSubstr("last 6144 of 8192 tokens are never shown"));
+  EXPECT_THAT(errors({kPose, "positions.content_offset=same"}),
+              HasSubstr("pose with a source_window"));
+  EXPECT_THAT(
+      errors({"positions={sampler: cream, target_context: 16k}", "positions.source_window=8k"}),
+      HasSubstr("read by pose only"));
+}
+
+TEST(PositionRules, Cream) {
+  EXPECT_EQ(errors({"positions={sampler: cream, target_context: 16k}"}), "");
+  EXPECT_EQ(errors({"positions={sampler: cream, target_context: 16k}", "model.position=alibi"}),
+            "");
+  EXPECT_THAT(errors({"positions={sampler: cream, target_context: 1k}"}),
+              HasSubstr("below original_context 2048"));
+  EXPECT_THAT(errors({"positions={sampler: cream, target_context: 16k}", "positions.chunks=3"}),
+              HasSubstr("read by pose only"));
 }
 
 TEST(PositionRules, WhatNothingReads) {

@@ -386,7 +386,6 @@ TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
       {"model.rope.scaling.type=longrope", "use none"},
       {"data.packing=best_fit", "use concat"},
       {"parallel.zero=1", "use 0"},
-      {"positions.sampler=cream", "use sequential"},
   };
   for (const auto& [override_text, words] : cases) {
     const std::string text = errors(check({override_text}));

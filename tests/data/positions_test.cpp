@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <random>
 #include <set>
 
 namespace farspan {
@@ -142,6 +144,129 @@ TEST(Positions, RandomizedIsAUniformSortedSample) {
     ++sets[mask];
   }
   EXPECT_LT(std::abs(chi_square_deviations(sets, 126, draws)), 4);
+}
+
+// The published code's lt2 and rt2: rt2 uniform in {n, .., |x|}, whatever the first chunk and the
+// jump of positions.
+TEST(Positions, PoseCutsTextAsPublished) {
+  const std::int64_t n = 12, source = 30, draws = 60000;
+  const PositionOptions options = pose(n, 64);
+  std::map<std::int64_t, std::int64_t> last, joint;
+  for (std::uint64_t i = 0; i < draws; ++i) {
+    const PositionKey key{.seed = 11, .sample = i};
+    const auto text = draw_text(options, key, n, source);
+    ASSERT_EQ(text.front().begin, 0);
+    const std::int64_t rt2 = text.back().begin + text.back().count;
+    ASSERT_GE(rt2, n);
+    ASSERT_LE(rt2, source);
+    ++last[rt2];
+    const std::int64_t first = text.size() == 1 ? 0 : text.front().count;
+    if (first == 0) continue;
+    ASSERT_EQ(text.size(), 2u);
+    ASSERT_EQ(first + text.back().count, n);
+    ++joint[rt2 * 100 + first];
+    // The same first chunk as that of the positions.
+    const auto runs = draw_positions(options, key, n);
+    ASSERT_EQ(runs.size() == 2 ? runs.front().count : first, first);
+  }
+  EXPECT_LT(std::abs(chi_square_deviations(last, source - n + 1, draws)), 4);
+  EXPECT_LT(std::abs(chi_square_deviations(joint, (source - n) * ((n + 1) / 2), draws - last[n])),
+            4);
+}
+
+TEST(Positions, TextOffsets) {
+  PositionOptions options = pose(16, 256, 4);
+  for (std::uint64_t i = 0; i < 500; ++i) {
+    const PositionKey key{.seed = 3, .sample = i};
+    const auto runs = draw_positions(options, key, 16);
+    options.content_offset = ContentOffset::kZero;
+    EXPECT_EQ(draw_text(options, key, 16, 100), (std::vector<TextRun>{{0, 16}}));
+    options.content_offset = ContentOffset::kSame;
+    std::vector<TextRun> moved;  // where the text reaches as far as positions: the same jumps
+    for (const PositionRun& r : runs) moved.push_back({r.first, r.count});
+    EXPECT_EQ(draw_text(options, key, 16, 256), moved);
+    EXPECT_LE(draw_text(options, key, 16, 20).back().begin, 19);
+    options.content_offset = ContentOffset::kUniform;
+    std::int64_t tokens = 0, end = -1;
+    for (const TextRun& r : draw_text(options, key, 16, 100)) {
+      EXPECT_GT(r.begin, end);
+      end = r.begin + r.count;
+      tokens += r.count;
+    }
+    EXPECT_EQ(tokens, 16);
+    EXPECT_LE(end, 100);
+    EXPECT_EQ(draw_text(options, key, 16, 16), (std::vector<TextRun>{{0, 16}}));
+    EXPECT_EQ(draw_positions(options, key, 16), runs) << "positions depend on the text";
+  }
+}
+
+// CREAM as its paper and code state it, from the standard library's generators: truncation by
+// rejection, bounds as real numbers for documents of the original length.
+struct Cream {
+  std::int64_t ends, end;
+};
+Cream cream_by_hand(std::int64_t original, std::int64_t target, std::mt19937_64& random) {
+  const std::int64_t s = target / original;
+  const std::int64_t ends =
+      std::bernoulli_distribution(0.5)(random) ? std::min(4 * s, original / 3) : original / 3;
+  const std::int64_t middle = original - 2 * ends;
+  std::normal_distribution<double> normal(static_cast<double>(1 + s), 3);
+  double x = 0;
+  do x = normal(random);
+  while (x < 2 || x > static_cast<double>(2 * s));
+  const auto alpha = static_cast<std::int64_t>(x);
+  return {ends, std::uniform_int_distribution<std::int64_t>(
+                    ends + (middle - 1) * alpha / 2, alpha * original / 2 - ends - 1)(random)};
+}
+
+TEST(Positions, CreamEqualsAnIndependentImplementation) {
+  constexpr std::int64_t kDraws = 60000, kBins = 40;
+  for (const auto& [original, target] :
+       {std::pair<std::int64_t, std::int64_t>{96, 768}, {512, 16384}, {96, 192}}) {
+    const PositionOptions options{
+        .sampler = PositionSampler::kCream, .original_context = original, .target_context = target};
+    std::mt19937_64 random(5);
+    // Counts of (head, bin of the middle's end), ours and theirs.
+    std::map<std::pair<std::int64_t, std::int64_t>, std::array<double, 2>> counts;
+    for (std::uint64_t i = 0; i < kDraws; ++i) {
+      const auto runs = draw_positions(options, {.seed = 2, .sample = i}, original);
+      ASSERT_EQ(tokens_of(runs), original);
+      ASSERT_EQ(runs.front().first, 0);
+      ASSERT_EQ(runs.back().first + runs.back().count, target);
+      for (std::size_t r = 1; r < runs.size(); ++r)
+        ASSERT_GT(runs[r].first, runs[r - 1].first + runs[r - 1].count);
+      const Cream b = cream_by_hand(original, target, random);
+      // Where the middle touches an end its border does not show.
+      const bool apart = b.end > original - b.ends - 1 && b.end < target - b.ends - 1;
+      if (apart) ++counts[{b.ends, b.end * kBins / target}][1];
+      if (runs.size() == 3)
+        ++counts[{runs[0].count, (runs[1].first + runs[1].count - 1) * kBins / target}][0];
+    }
+    double chi = 0, freedom = 0;
+    for (const auto& [bin, n] : counts) {
+      if (n[0] + n[1] < 40) continue;
+      chi += (n[0] - n[1]) * (n[0] - n[1]) / (n[0] + n[1]);
+      ++freedom;
+    }
+    EXPECT_GT(freedom, 10);
+    EXPECT_LT((chi - freedom) / std::sqrt(2 * freedom), 4) << original << " to " << target;
+  }
+}
+
+TEST(Positions, CreamOfShortDocuments) {
+  for (const std::int64_t target : {32, 40, 1024})
+    for (std::int64_t n = 1; n <= 32; ++n)
+      for (std::uint64_t i = 0; i < 60; ++i) {
+        const auto runs = draw_positions(
+            {.sampler = PositionSampler::kCream, .original_context = 32, .target_context = target},
+            {.sample = i}, n);
+        ASSERT_EQ(tokens_of(runs), n);
+        ASSERT_GE(runs.front().first, 0);
+        ASSERT_LE(runs.back().first + runs.back().count, target);
+        ASSERT_TRUE(n < 3 || runs.back().first + runs.back().count == target) << n;
+        for (std::size_t r = 1; r < runs.size(); ++r)
+          ASSERT_GT(runs[r].first, runs[r - 1].first + runs[r - 1].count) << n;
+      }
 }
 
 TEST(Positions, ADrawIsAFunctionOfItsKey) {

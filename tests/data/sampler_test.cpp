@@ -320,6 +320,90 @@ TEST(CutSegments, EachWindowOfARowStartsANewOne) {
   EXPECT_EQ(batch.segments, (std::vector<std::int32_t>{0, 0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 6, 7}));
 }
 
+// One document of distinct tokens: which of them a row shows, what they predict, and what the next
+// row begins with.
+TEST_F(Stores, SourceWindowsCutOneDocument) {
+  documents_.push_back({Document{}});
+  for (std::int32_t i = 0; i < 4000; ++i) documents_.back()[0].tokens.push_back(i);
+  write_store(folder_ / "long.h5", documents_.back(), 4000);
+  const auto text = std::make_shared<const TokenStore>(folder_ / "long.h5");
+  PackingOptions packing;
+  packing.positions = {.sampler = PositionSampler::kPose,
+                       .original_context = 64,
+                       .target_context = 1024,
+                       .chunks = 3,
+                       .source_window = 256};
+  SampleReader reader({{text, 1.0}}, {.seed = 9, .packing = packing});
+  EXPECT_EQ(reader.stream_tokens(64, reader.first_stage()), 256);
+  StageStart stage = reader.first_stage();
+  int skips = 0;
+  for (std::int64_t i = 0; i < 12; ++i) {
+    const Batch b = reader.make_batch(i, 1, 64, stage);
+    for (std::size_t t = 0; t < 64; ++t) {
+      ASSERT_GE(b.tokens[t], 256 * i);
+      ASSERT_LT(b.tokens[t], 256 * (i + 1));
+      ASSERT_EQ(b.segments[t], 0) << "chunks attend to one another";
+      if (t + 1 == 64) {
+        ASSERT_EQ(b.labels[t], b.tokens[t] + 1);
+      } else if (b.tokens[t + 1] == b.tokens[t] + 1) {
+        ASSERT_EQ(b.labels[t], b.tokens[t + 1]);
+      } else {
+        ASSERT_GT(b.tokens[t + 1], b.tokens[t]);
+        ASSERT_EQ(b.labels[t], kIgnoreLabel) << "predicted across a skip";
+        ++skips;
+      }
+    }
+    // Chunks of the text are chunks of the positions.
+    const auto runs =
+        draw_positions(packing.positions, {.seed = 9, .sample = static_cast<std::uint64_t>(i)}, 64);
+    std::size_t t = 0;
+    for (const PositionRun& run : runs)
+      for (std::int64_t k = 0; k < run.count; ++k) ASSERT_EQ(b.positions[t++], run.first + k);
+  }
+  EXPECT_GT(skips, 12);
+  stage = reader.next_stage(stage, 12, 64);
+  EXPECT_EQ(stage.source_tokens[0], 12 * 256) << "skipped tokens are passed over";
+}
+
+// Packed documents: seen at most once in an epoch, W - S of each window skipped, and nothing is
+// predicted across a skip or a border.
+TEST_F(Stores, SourceWindowsOverPackedDocuments) {
+  for (const bool joined : {false, true}) {
+    const Shared s = store({.count = 400, .longest = 90, .unique = true}, 100'000);
+    const std::int64_t total = s->info().num_tokens, kWindow = 200, kLength = 64;
+    std::vector<std::int64_t> document_of(static_cast<std::size_t>(total));
+    for (std::size_t d = 0; d + 1 < s->doc_offsets().size(); ++d)
+      for (auto t = s->doc_offsets()[d]; t < s->doc_offsets()[d + 1]; ++t)
+        document_of[t] = static_cast<std::int64_t>(d);
+    PackingOptions packing{.documents = joined ? Documents::kJoined : Documents::kMasked,
+                           .reset_positions = !joined};
+    packing.positions = {.sampler = PositionSampler::kPose,
+                         .original_context = kLength,
+                         .target_context = 512,
+                         .source_window = kWindow};
+    SampleReader reader({{s, 1.0}}, {.seed = 5, .packing = packing});
+    std::vector<int> seen(static_cast<std::size_t>(total));
+    const std::int64_t samples = total / kWindow;
+    const Batch b = reader.make_batch(0, samples, kLength, reader.first_stage());
+    for (std::size_t t = 0; t < b.tokens.size(); ++t) {
+      const std::int32_t token = b.tokens[t];
+      ++seen[static_cast<std::size_t>(token)];
+      if (b.labels[t] == kIgnoreLabel) continue;
+      const auto next = static_cast<std::size_t>(b.labels[t]);
+      if (!joined) {
+        ASSERT_EQ(b.labels[t], token + 1);
+      }
+      ASSERT_TRUE(b.labels[t] == token + 1 ||
+                  document_of[next] != document_of[static_cast<std::size_t>(token)]);
+      if (t % kLength + 1 == kLength) continue;
+      ASSERT_EQ(b.labels[t], b.tokens[t + 1]);
+      ASSERT_EQ(b.segments[t], b.segments[t + 1]);
+    }
+    EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), samples * kLength);
+    EXPECT_EQ(std::count_if(seen.begin(), seen.end(), [](int n) { return n > 1; }), 0);
+  }
+}
+
 TEST_F(Stores, ATinyStoreRepeatsInsideOneWindow) {
   const Shared s = store({.count = 1, .longest = 3, .unique = true});
   const std::int64_t total = s->info().num_tokens;

@@ -109,7 +109,7 @@ TEST(Summary, JsonHasEveryKey) {
   EXPECT_EQ(json.at("context"), 2);
   EXPECT_EQ(json.at("sample"), "caf\xc3\xa9 \xef\xbf\xbd end");
   EXPECT_TRUE(json.at("plot").is_null()) << "no plot was made";
-  EXPECT_EQ(json.size(), 27u);
+  EXPECT_EQ(json.size(), 28u);
   EXPECT_EQ(json.at("stages").at(1).at("sequence_length"), 512);
 
   s.status = RunStatus::kFinished;
