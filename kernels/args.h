@@ -73,12 +73,14 @@ struct RmsNormBackwardArgs {
 };
 
 // cos/sin of position * inv_freq, times attention_scale. Angles are formed in double: exact to f32
-// at position 1,048,575. Computed once per micro-batch and used by every layer.
+// at position 1,048,575. Computed once per micro-batch and used by every layer. With table_ids,
+// token t reads row table_ids[t] of inv_freq: frequencies may differ between documents.
 struct RopeTableArgs {
   Tensor positions;  // (T) i32, any integers >= 0
-  Tensor inv_freq;   // (D / 2) f64
+  Tensor inv_freq;   // (D / 2) f64, or (K, D / 2) with table_ids
   Tensor cos, sin;   // (T, D / 2) f32
   double attention_scale = 1.0;
+  Tensor table_ids = {};  // (T) i32, in [0, K); undefined: one table for all tokens
 };
 
 // Rotates pairs (x[j], x[j + D/2]) in place ("rotate_half", as transformers does). `inverse`

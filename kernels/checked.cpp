@@ -113,11 +113,17 @@ void Checked::rmsnorm_backward(const RmsNormBackwardArgs& args, Stream& stream) 
 void Checked::rope_table(const RopeTableArgs& args, Stream& stream) {
   const Contract rule = contract("rope_table");
   rule.dims(args.positions, "positions", 1);
-  rule.dims(args.inv_freq, "inv_freq", 1);
+  const bool tables = args.table_ids.defined();
+  rule.dims(args.inv_freq, "inv_freq", tables ? 2 : 1);
   const std::int64_t t = args.positions.shape[0];
-  const std::int64_t half = args.inv_freq.shape[0];
+  const std::int64_t half = args.inv_freq.shape[tables ? 1 : 0];
   rule.shaped(args.positions, "positions", DType::kI32, {t});
-  rule.shaped(args.inv_freq, "inv_freq", DType::kF64, {half});
+  rule.shaped(args.inv_freq, "inv_freq", DType::kF64, args.inv_freq.shape);
+  if (tables) {
+    rule.shaped(args.table_ids, "table_ids", DType::kI32, {t});
+    rule.apart(args.cos, "cos", {{args.table_ids, "table_ids"}});
+    rule.apart(args.sin, "sin", {{args.table_ids, "table_ids"}});
+  }
   rule.shaped(args.cos, "cos", DType::kF32, {t, half});
   rule.shaped(args.sin, "sin", DType::kF32, {t, half});
   rule.apart(args.cos, "cos", {{args.positions, "positions"}, {args.inv_freq, "inv_freq"}});

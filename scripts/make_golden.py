@@ -61,6 +61,22 @@ def yarn(theta, d, s, L, form="hf", fast=32, slow=1, **_):
     return out, mpf("0.1") * mpmath.log(s) + 1
 
 
+def dynamic(theta, d, s, L, length, **_):
+    if length <= L:
+        return omega(theta, d), mpf(1)
+    return omega(theta * mpmath.power(s * length / L - (s - 1), mpf(d) / (d - 2)), d), mpf(1)
+
+
+def longrope(theta, d, s, L, length, short, long, **_):
+    factors = short if length <= L else long
+    return ([w / mpf(f) for w, f in zip(omega(theta, d), factors)],
+            mpmath.sqrt(1 + mpmath.log(s) / mpmath.log(L)))
+
+
+# Factors that grow with the pair, as a search finds them; doubles, so that both sides read the same.
+SHORT = [1 + j / 64 for j in range(48)]
+LONG = [1 + j * j / 32 for j in range(48)]
+
 CASES = [
     ("none", lambda theta, d, **_: (omega(theta, d), mpf(1)), dict(theta=10000, d=128)),
     ("abf", lambda theta, d, **_: (omega(theta, d), mpf(1)), dict(theta=500000, d=128)),
@@ -72,13 +88,19 @@ CASES = [
     ("yarn", yarn, dict(theta=10000, d=128, s=16, L=4096, form="pose")),
     ("yarn", yarn, dict(theta=500000, d=64, s=4, L=8192)),
     ("yarn", yarn, dict(theta=10000, d=32, s=64, L=2048, form="pose")),
+    ("dynamic", dynamic, dict(theta=10000, d=128, s=2, L=4096, length=4096)),
+    ("dynamic", dynamic, dict(theta=10000, d=128, s=2, L=4096, length=131072)),
+    ("dynamic", dynamic, dict(theta=500000, d=64, s=32, L=32768, length=1048576)),
+    ("longrope", longrope, dict(theta=10000, d=96, s=32, L=4096, length=4096, short=SHORT, long=LONG)),
+    ("longrope", longrope, dict(theta=10000, d=96, s=32, L=4096, length=131072, short=SHORT,
+                                long=LONG)),
 ]
 
 
 def rotary():
     cases = []
     for name, scheme, arguments in CASES:
-        inv_freq, scale = scheme(**{k: v if isinstance(v, str) else mpf(v) if k != "d" else v
+        inv_freq, scale = scheme(**{k: v if isinstance(v, (str, list)) or k == "d" else mpf(v)
                                     for k, v in arguments.items()})
         case = {"type": "none" if name == "abf" else name, **arguments, "scale": float(scale),
                 "inv_freq": [float(w) for w in inv_freq], "tables": []}

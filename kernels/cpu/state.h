@@ -56,14 +56,17 @@ struct CpuKernels::Impl {
         });
   }
 
+  // cos and sin of positions 0 .. count - 1, a row of each in turn; kept while inv_freq stays.
+  const std::vector<double>& low_angles_of(const double* inv_freq, std::int64_t half,
+                                           std::int64_t count);
+
   void copy_part(const Copy2dArgs& args, std::int64_t row, std::int64_t col, std::int64_t n) const;
 
   CpuConfig config;
   const RowOps& rows;
   Matmul matmul;
   AttentionEngine attention;
-  // rope_table's angles of positions 0..255, kept while inv_freq stays the same.
-  std::vector<double> low_angles;
+  std::vector<double> low_angles;  // of low_angles_of
   std::vector<double> low_angles_inv_freq;
   std::vector<double> double_workspace;
   std::vector<float> float_workspace;

@@ -35,45 +35,61 @@ void sincos_row(double position, const double* inv_freq, std::int64_t half, doub
 
 }  // namespace
 
+const std::vector<double>& CpuKernels::Impl::low_angles_of(const double* inv_freq,
+                                                           std::int64_t half, std::int64_t count) {
+  std::vector<double>& known = low_angles_inv_freq;
+  if (std::equal(known.begin(), known.end(), inv_freq, inv_freq + half)) return low_angles;
+  low_angles.resize(static_cast<std::size_t>(2 * count * half));
+  double* low = low_angles.data();
+  parallel_for(config.num_threads, count, 32, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < end; ++p)
+      sincos_row(static_cast<double>(p), inv_freq, half, low + 2 * p * half,
+                 low + (2 * p + 1) * half);
+  });
+  known.assign(inv_freq, inv_freq + half);
+  return low_angles;
+}
+
 // position = high + low, low < kLow: cos and sin of the sum from those of the parts, in double. The
 // same formula for every token, so a token's angles do not depend on its neighbours or on threads;
 // and 128k consecutive positions take 768 rows of sines instead of 131,072. Either way the angle
 // carries the error of one double product (6e-11 at position 2^20), far below half an f32 ulp.
+// Several tables: one after the other, each over its own tokens.
 void CpuKernels::rope_table(const RopeTableArgs& args, Stream&) {
   constexpr std::int32_t kLow = 256;
   const std::int64_t tokens = args.positions.numel();
-  const std::int64_t half = args.inv_freq.numel();
+  const std::int64_t half = args.cos.shape[1];
   if (tokens == 0 || half == 0) return;
   check_not_negative(args.positions, "position");
-  const std::int32_t* positions = args.positions.ptr<std::int32_t>();
-  const double* inv_freq = args.inv_freq.ptr<double>();
-  const int threads = impl_->config.num_threads;
-  std::vector<double>& low = impl_->low_angles;
-  std::vector<double>& known = impl_->low_angles_inv_freq;
-  if (!std::equal(known.begin(), known.end(), inv_freq, inv_freq + half)) {
-    low.resize(static_cast<std::size_t>(2 * kLow * half));
-    parallel_for(threads, kLow, 32, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t p = begin; p < end; ++p)
-        sincos_row(static_cast<double>(p), inv_freq, half, low.data() + 2 * p * half,
-                   low.data() + (2 * p + 1) * half);
-    });
-    known.assign(inv_freq, inv_freq + half);
+  const std::int64_t tables = args.inv_freq.numel() / half;
+  const std::int32_t* ids = nullptr;
+  if (args.table_ids.defined()) {
+    check_not_negative(args.table_ids, "table id");
+    check_below(args.table_ids, tables, "table id");
+    ids = args.table_ids.ptr<std::int32_t>();
   }
+  const std::int32_t* positions = args.positions.ptr<std::int32_t>();
+  const int threads = impl_->config.num_threads;
   double* high_rows = impl_->doubles(threads * 2 * half);
-  impl_->over_rows(tokens, 16 * half, [&](std::int64_t begin, std::int64_t end) {
-    double* high = high_rows + 2 * omp_get_thread_num() * half;
-    std::int32_t current = -1;
-    for (std::int64_t t = begin; t < end; ++t) {
-      if (const std::int32_t base = positions[t] / kLow * kLow; base != current) {
-        sincos_row(base, inv_freq, half, high, high + half);
-        current = base;
+  for (std::int64_t table = 0; table < tables; ++table) {
+    const double* inv_freq = args.inv_freq.ptr<double>() + table * half;
+    const std::vector<double>& low = impl_->low_angles_of(inv_freq, half, kLow);
+    impl_->over_rows(tokens, 16 * half, [&](std::int64_t begin, std::int64_t end) {
+      double* high = high_rows + 2 * omp_get_thread_num() * half;
+      std::int32_t current = -1;
+      for (std::int64_t t = begin; t < end; ++t) {
+        if (ids != nullptr && ids[t] != table) continue;
+        if (const std::int32_t base = positions[t] / kLow * kLow; base != current) {
+          sincos_row(base, inv_freq, half, high, high + half);
+          current = base;
+        }
+        const double* from = low.data() + 2 * (positions[t] % kLow) * half;
+        impl_->count.add_angles(high, high + half, from, from + half, args.attention_scale,
+                                args.cos.ptr<float>() + t * half, args.sin.ptr<float>() + t * half,
+                                half);
       }
-      const double* from = low.data() + 2 * (positions[t] % kLow) * half;
-      impl_->rows.add_angles(high, high + half, from, from + half, args.attention_scale,
-                             args.cos.ptr<float>() + t * half, args.sin.ptr<float>() + t * half,
-                             half);
-    }
-  });
+    });
+  }
 }
 
 void CpuKernels::embedding_forward(const EmbeddingForwardArgs& args, Stream&) {

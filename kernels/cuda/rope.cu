@@ -5,17 +5,20 @@
 namespace farspan::cuda {
 namespace {
 
-// Angles in double: exact to f32 at position 1,048,575.
+// Angles in double: exact to f32 at position 1,048,575. table_ids: null, or which row of inv_freq.
 __global__ void __launch_bounds__(kBlock)
-    rope_table_kernel(const std::int32_t* positions, const double* inv_freq, float* cos_out,
-                      float* sin_out, double scale, std::int64_t tokens, std::int64_t half) {
-  for (std::int64_t t = first_row(); t < tokens; t += row_stride())
+    rope_table_kernel(const std::int32_t* positions, const std::int32_t* table_ids,
+                      const double* inv_freq, float* cos_out, float* sin_out, double scale,
+                      std::int64_t tokens, std::int64_t half) {
+  for (std::int64_t t = first_row(); t < tokens; t += row_stride()) {
+    const double* const omega = table_ids == nullptr ? inv_freq : inv_freq + table_ids[t] * half;
     for (std::int64_t j = first_col(); j < half; j += col_stride()) {
       double s, c;
-      sincos(static_cast<double>(positions[t]) * inv_freq[j], &s, &c);
+      sincos(static_cast<double>(positions[t]) * omega[j], &s, &c);
       cos_out[t * half + j] = static_cast<float>(c * scale);
       sin_out[t * half + j] = static_cast<float>(s * scale);
     }
+  }
 }
 
 struct RopeShape {
@@ -59,10 +62,12 @@ void launch_apply(const RopeApplyArgs& args, const RopeShape& shape, cudaStream_
 }  // namespace
 
 void rope_table(const RopeTableArgs& args, cudaStream_t stream) {
-  const std::int64_t tokens = args.positions.numel(), half = args.inv_freq.numel();
+  const std::int64_t tokens = args.positions.numel(), half = args.cos.shape[1];
   if (tokens == 0 || half == 0) return;
+  const std::int32_t* const table_ids =
+      args.table_ids.defined() ? data<std::int32_t>(args.table_ids) : nullptr;
   launch(rope_table_kernel, by_rows(tokens, half, stream), data<std::int32_t>(args.positions),
-         data<double>(args.inv_freq), data<float>(args.cos), data<float>(args.sin),
+         table_ids, data<double>(args.inv_freq), data<float>(args.cos), data<float>(args.sin),
          args.attention_scale, tokens, half);
 }
 

@@ -63,7 +63,7 @@ void DryKernels::rmsnorm_backward(const RmsNormBackwardArgs& a, Stream&) {
 }
 
 void DryKernels::rope_table(const RopeTableArgs& a, Stream&) {
-  count(work_, {{a.positions, a.inv_freq, a.cos, a.sin}});
+  count(work_, {{a.positions, a.table_ids, a.inv_freq, a.cos, a.sin}});
 }
 void DryKernels::rope_apply(const RopeApplyArgs& a, Stream&) {
   count(work_, {{a.cos, a.sin}}, {{a.x}});

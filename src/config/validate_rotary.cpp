@@ -17,8 +17,9 @@ class RotaryRules {
 
   void run() {
     check_unread();
-    if (is({"none", "dynamic", "longrope"})) return;  // the last two are refused as not built
+    if (is({"none"})) return;
     check_needs();
+    check_factors();
     check_contexts();
     check_ramps();
     check_length();
@@ -35,6 +36,7 @@ class RotaryRules {
 
   void check_unread();
   void check_needs();
+  void check_factors();
   void check_contexts();
   void check_ramps();
   void check_length();
@@ -66,7 +68,10 @@ void RotaryRules::check_unread() {
       {"form", scaling_.form() != defaults.form(), is({"yarn"}), "yarn"},
       {"beta_fast", scaling_.beta_fast() != defaults.beta_fast(), is({"yarn"}), "yarn"},
       {"beta_slow", scaling_.beta_slow() != defaults.beta_slow(), is({"yarn"}), "yarn"},
-      {"attention_factor", scaling_.has_attention_factor(), is({"yarn"}), "yarn"},
+      {"attention_factor", scaling_.has_attention_factor(), is({"yarn", "longrope"}),
+       "yarn and longrope"},
+      {"short_factor", !scaling_.short_factor().empty(), is({"longrope"}), "longrope"},
+      {"long_factor", !scaling_.long_factor().empty(), is({"longrope"}), "longrope"},
       {"low_freq_factor", scaling_.low_freq_factor() != defaults.low_freq_factor(), is({"llama3"}),
        "llama3"},
       {"high_freq_factor", scaling_.high_freq_factor() != defaults.high_freq_factor(),
@@ -76,17 +81,40 @@ void RotaryRules::check_unread() {
 }
 
 void RotaryRules::check_needs() {
-  if (!scaling_.has_factor())
+  // A longrope that says how much cos and sin grow reads no factor.
+  const bool factor_read = !(type() == "longrope" && scaling_.has_attention_factor());
+  if (!scaling_.has_factor() && factor_read)
     rules_.add(key("factor"), fmt::format("is missing, and {} needs it", type()),
                type() == "llama3" ? "give factor: 8 for Llama 3.1, 32 for Llama 3.2"
                                   : "give factor: 16, or both original_context and target_context",
                {key("type"), key("original_context"), key("target_context")});
-  if (is({"yarn", "llama3"}) && !scaling_.has_original_context())
+  if (is({"yarn", "llama3", "dynamic", "longrope"}) && !scaling_.has_original_context())
     rules_.add(key("original_context"), fmt::format("is missing, and {} needs it", type()),
                "give the context that the weights were trained with, such as 4k", {key("type")});
-  if (type() == "ntk" && model_.head_dim() == 2)
-    rules_.add(key("type"), "ntk needs a head_dim above 2: its exponent is d / (d - 2)",
+  if (is({"ntk", "dynamic"}) && model_.head_dim() == 2)
+    rules_.add(key("type"),
+               fmt::format("{} needs a head_dim above 2: its exponent is d / (d - 2)", type()),
                "use linear", {"model.head_dim"});
+}
+
+// LongRoPE: one factor for each pair of dimensions.
+void RotaryRules::check_factors() {
+  if (!is({"longrope"})) return;
+  const auto check = [&](const char* name, int count) {
+    if (2 * std::int64_t{count} == model_.head_dim()) return;
+    rules_.add(
+        key(name),
+        count == 0 ? std::string("is missing, and longrope needs it")
+                   : fmt::format("has {} entries, and head_dim {} has {} pairs", count,
+                                 model_.head_dim(), model_.head_dim() / 2),
+        fmt::format("list {} numbers, one for each pair of dimensions", model_.head_dim() / 2),
+        {key("type"), "model.head_dim"});
+  };
+  check("short_factor", scaling_.short_factor_size());
+  check("long_factor", scaling_.long_factor_size());
+  if (scaling_.original_context() == 1)
+    rules_.add(key("original_context"), "1 has no logarithm to divide by",
+               "give the context that the weights were trained with, such as 4k", {key("type")});
 }
 
 void RotaryRules::check_contexts() {
@@ -130,6 +158,7 @@ void RotaryRules::check_ramps() {
 void RotaryRules::check_length() {
   const std::int64_t length = rules_.config().train().sequence_length();
   if (!scaling_.has_target_context() || length <= scaling_.target_context()) return;
+  if (is({"dynamic"})) return;  // grows with the document
   rules_
       .add("train.sequence_length",
            fmt::format("{} tokens reach beyond target_context {}", length,

@@ -2,9 +2,9 @@
 
 #include <bit>
 #include <cmath>
+#include <utility>
 
 #include "core/error.h"
-#include "model/rotary.h"
 
 namespace farspan {
 namespace {
@@ -36,20 +36,32 @@ std::vector<double> alibi_slopes(std::int64_t num_heads) {
   return slopes;
 }
 
-PositionTable make_position_table(const config::Model& model) {
+std::optional<RotaryArgs> rotary_args(const config::Model& model) {
+  if (model.position() != "rope" && model.position() != "xpos") return std::nullopt;
+  return RotaryArgs{.theta = model.rope().theta(),
+                    .head_dim = model.head_dim(),
+                    .scaling = model.rope().scaling()};
+}
+
+std::optional<RotaryArgs> length_dependent_rotary(const config::Model& model) {
+  auto args = rotary_args(model);
+  if (args && !depends_on_length(args->scaling)) args.reset();
+  return args;
+}
+
+PositionTable make_position_table(const config::Model& model, std::int64_t document_length) {
   const std::string& position = model.position();
-  const bool rotates = position == "rope" || position == "xpos";
-  if (!rotates && position != "alibi" && position != "none")
+  std::optional<RotaryArgs> rotary = rotary_args(model);
+  if (!rotary && position != "alibi" && position != "none")
     throw Error(ExitCode::kUsage, {.what = fmt::format("position '{}' is not built yet", position),
                                    .where = "model.position",
                                    .fix = "use position: rope, xpos, alibi or none"});
   PositionTable table;
-  if (rotates) {
-    const RotaryTable rotary = rotary_table({.theta = model.rope().theta(),
-                                             .head_dim = model.head_dim(),
-                                             .scaling = model.rope().scaling()});
-    table.inv_freq = rotary.inv_freq;
-    table.attention_scale = rotary.attention_scale;
+  if (rotary) {
+    rotary->document_length = document_length;
+    RotaryTable rotations = rotary_table(*rotary);
+    table.inv_freq = std::move(rotations.inv_freq);
+    table.attention_scale = rotations.attention_scale;
   }
   if (position == "xpos") table.decay = xpos_decay(model.head_dim(), model.xpos_scale_base());
   if (position == "alibi") table.slopes = alibi_slopes(model.num_attention_heads());

@@ -7,9 +7,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "config/run_config.pb.h"
+#include "model/rotary.h"
 
 namespace farspan {
 
@@ -20,9 +22,16 @@ struct PositionTable {
   std::vector<double> decay;     // (head_dim / 2): xPos's log2(zeta_c) / scale_base; else empty
 };
 
-// From model.position, model.rope and model.xpos_scale_base. Throws Error(kUsage) for a scheme that
-// is not built.
-PositionTable make_position_table(const config::Model& model);
+// From model.position, model.rope and model.xpos_scale_base. `document_length`: of the document
+// that the table is for (largest position + 1; of a generation the prompt and all that may follow),
+// read where depends_on_length says so; 0: one within original_context.
+PositionTable make_position_table(const config::Model& model, std::int64_t document_length = 0);
+
+// What rotary_table() of a model's queries and keys depends on; nothing where nothing is rotated.
+std::optional<RotaryArgs> rotary_args(const config::Model& model);
+
+// The rotary args of a model whose tables depend on the documents' lengths; nothing for others.
+std::optional<RotaryArgs> length_dependent_rotary(const config::Model& model);
 
 // m_h = 2^(-8 h / H), h = 1..H, for H a power of two; otherwise, with n the largest power of two
 // below H, the n slopes of n heads followed by the 1st, 3rd, 5th ... of 2n heads.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numbers>
 
 #include "core/error.h"
@@ -26,6 +27,33 @@ void scale_ntk(RotaryTable& table, const RotaryArgs& args) {
   FARSPAN_CHECK(args.head_dim > 2, "NTK scaling of head dimension {}", args.head_dim);
   table.inv_freq =
       frequencies(args.theta * std::pow(args.scaling.factor(), d / (d - 2)), args.head_dim);
+}
+
+// Grows with the document, so that its last position is always within what the base reaches.
+void scale_dynamic(RotaryTable& table, const RotaryArgs& args) {
+  const auto original = static_cast<double>(args.scaling.original_context());
+  const auto length = static_cast<double>(args.document_length);
+  if (length <= original) return;
+  const auto d = static_cast<double>(args.head_dim);
+  FARSPAN_CHECK(args.head_dim > 2, "NTK scaling of head dimension {}", args.head_dim);
+  const double s = args.scaling.factor();
+  table.inv_freq = frequencies(args.theta * std::pow(s * length / original - (s - 1), d / (d - 2)),
+                               args.head_dim);
+}
+
+void scale_longrope(RotaryTable& table, const RotaryArgs& args) {
+  const config::RopeScaling& scaling = args.scaling;
+  const bool within = args.document_length <= scaling.original_context();
+  const auto& factors = within ? scaling.short_factor() : scaling.long_factor();
+  FARSPAN_CHECK(factors.size() == static_cast<int>(table.inv_freq.size()), "{} factors of {} pairs",
+                factors.size(), table.inv_freq.size());
+  for (int j = 0; j < factors.size(); ++j)
+    table.inv_freq[static_cast<std::size_t>(j)] /= factors[j];
+  table.attention_scale =
+      scaling.has_attention_factor()
+          ? scaling.attention_factor()
+          : std::sqrt(1 + std::log(scaling.factor()) /
+                              std::log(static_cast<double>(scaling.original_context())));
 }
 
 void scale_llama3(RotaryTable& table, const RotaryArgs& args) {
@@ -80,12 +108,39 @@ RotaryTable rotary_table(const RotaryArgs& args) {
     scale_yarn(table, args);
   else if (type == "llama3")
     scale_llama3(table, args);
-  else if (type != "none")
-    throw Error(ExitCode::kUsage,
-                {.what = fmt::format("rotary scaling '{}' is not built yet", type),
-                 .where = "model.rope.scaling.type",
-                 .fix = "use none, linear, ntk, yarn or llama3"});
+  else if (type == "dynamic")
+    scale_dynamic(table, args);
+  else if (type == "longrope")
+    scale_longrope(table, args);
+  else
+    FARSPAN_CHECK(type == "none", "rotary scaling {}", type);
   return table;
+}
+
+bool depends_on_length(const config::RopeScaling& scaling) {
+  return scaling.type() == "dynamic" || scaling.type() == "longrope";
+}
+
+RotaryTables rotary_tables(RotaryArgs args, const std::vector<std::int64_t>& document_lengths) {
+  // longrope has one table for all that is longer than L.
+  const std::int64_t original = args.scaling.original_context();
+  const bool two = args.scaling.type() == "longrope";
+  std::map<std::int64_t, std::int32_t> rows;  // by what the table is made for
+  RotaryTables out;
+  const auto row_of = [&](std::int64_t length) {
+    const auto [it, added] = rows.try_emplace(length, static_cast<std::int32_t>(rows.size()));
+    if (added) {
+      args.document_length = length;
+      const std::vector<double> table = rotary_table(args).inv_freq;
+      out.inv_freq.insert(out.inv_freq.end(), table.begin(), table.end());
+    }
+    return it->second;
+  };
+  row_of(0);
+  if (two) row_of(original + 1);
+  for (const std::int64_t length : document_lengths)
+    out.ids.push_back(row_of(length <= original ? 0 : two ? original + 1 : length));
+  return out;
 }
 
 }  // namespace farspan

@@ -59,19 +59,33 @@ void Transformer::change(const config::Model& model, const Attention& attention,
     blocks_[i].follow(patterns.of_layer[i], attention);
 }
 
+Tensor put_tables(Arena& arena, Backend& backend, const std::vector<double>& inv_freq,
+                  std::int64_t num_tables) {
+  const auto numbers = static_cast<std::int64_t>(inv_freq.size());
+  const Tensor flat = arena.take(DType::kF64, {numbers}, "batch.inv_freq");
+  backend.device().copy(flat.data, reinterpret_cast<const std::byte*>(inv_freq.data()),
+                        flat.bytes(), backend.stream());
+  backend.stream().synchronize();
+  return num_tables == 0 ? flat : flat.view({num_tables, numbers / num_tables});
+}
+
 RopeTables Transformer::rope_tables(const TokenTensors& batch, Arena& arena,
                                     const StepContext& ctx) const {
   RopeTables rope;
   rope.bias = bias_;
-  if (!inv_freq_.defined()) return rope;
-  const Shape shape{batch.tokens.shape[0], inv_freq_.shape[0]};
+  if (table_.inv_freq.empty()) return rope;
+  FARSPAN_CHECK(batch.inv_freq.defined() == length_dependent_rotary(config_).has_value(),
+                "tables come with a batch exactly where they depend on its documents");
+  const Tensor inv_freq = batch.inv_freq.defined() ? batch.inv_freq : inv_freq_;
+  const Shape shape{batch.tokens.shape[0], static_cast<std::int64_t>(table_.inv_freq.size())};
   rope.cos = arena.take(DType::kF32, shape, "rope.cos");
   rope.sin = arena.take(DType::kF32, shape, "rope.sin");
   ctx.kernels().rope_table({.positions = batch.positions,
-                            .inv_freq = inv_freq_,
+                            .inv_freq = inv_freq,
                             .cos = rope.cos,
                             .sin = rope.sin,
-                            .attention_scale = table_.attention_scale},
+                            .attention_scale = table_.attention_scale,
+                            .table_ids = batch.table_ids},
                            ctx.stream());
   return rope;
 }

@@ -23,7 +23,16 @@ struct TokenTensors {
   Tensor tokens;     // (T) i32
   Tensor labels;     // (T) i32, shifted; -100 = not scored
   Tensor positions;  // (T) i32
+  // Where frequencies depend on the documents' lengths (length_dependent_rotary): the tables, and
+  // which of them each token reads. Without ids inv_freq is one table for all tokens.
+  Tensor inv_freq = {};   // (K, D / 2) f64, or (D / 2) without ids
+  Tensor table_ids = {};  // (T) i32
 };
+
+// Copies tables of frequencies to the device: (num_tables, D / 2) f64, or (D / 2) for one table
+// without ids. Waits for the device.
+Tensor put_tables(Arena& arena, Backend& backend, const std::vector<double>& inv_freq,
+                  std::int64_t num_tables);
 
 class Transformer {
  public:

@@ -156,22 +156,31 @@ std::byte* Engine::upload_memory(std::size_t bytes) {
 }
 
 TokenTensors Engine::upload(const MicroBatch& micro_batch) {
-  const std::size_t bytes = micro_batch.tokens.size() * sizeof(std::int32_t);
-  std::byte* pinned = has_queue() ? upload_memory(3 * bytes) : nullptr;
-  const auto put = [&](const std::vector<std::int32_t>& host, std::string_view name) {
-    const Tensor t = batch_->take(DType::kI32, {static_cast<std::int64_t>(host.size())}, name);
+  const std::size_t tokens = micro_batch.tokens.size(), ids = micro_batch.table_ids.size();
+  std::byte* pinned = nullptr;
+  if (has_queue())
+    pinned = upload_memory((3 * tokens + ids) * sizeof(std::int32_t) +
+                           micro_batch.inv_freq.size() * sizeof(double));
+  const auto put = [&](DType dtype, const auto& host, std::string_view name) {
+    const Tensor t = batch_->take(dtype, {static_cast<std::int64_t>(host.size())}, name);
     const auto* from = reinterpret_cast<const std::byte*>(host.data());
     if (pinned != nullptr) {
-      FARSPAN_CHECK(t.bytes() == bytes, "{} has {} bytes", name, t.bytes());
-      if (bytes != 0) std::memcpy(pinned, from, bytes);
-      from = std::exchange(pinned, pinned + bytes);
+      if (t.bytes() != 0) std::memcpy(pinned, from, t.bytes());
+      from = std::exchange(pinned, pinned + t.bytes());
     }
     backend_.device().copy(t.data, from, t.bytes(), backend_.stream());
     return t;
   };
-  const TokenTensors tensors{.tokens = put(micro_batch.tokens, "batch.tokens"),
-                             .labels = put(micro_batch.labels, "batch.labels"),
-                             .positions = put(micro_batch.positions, "batch.positions")};
+  TokenTensors tensors{.tokens = put(DType::kI32, micro_batch.tokens, "batch.tokens"),
+                       .labels = put(DType::kI32, micro_batch.labels, "batch.labels"),
+                       .positions = put(DType::kI32, micro_batch.positions, "batch.positions")};
+  // Last, so that the number of tables moves nothing else: a pass recorded as a graph finds its
+  // tensors where they were.
+  if (const std::int64_t tables = micro_batch.num_tables; tables > 0) {
+    tensors.table_ids = put(DType::kI32, micro_batch.table_ids, "batch.table_ids");
+    const Tensor flat = put(DType::kF64, micro_batch.inv_freq, "batch.inv_freq");
+    tensors.inv_freq = flat.view({tables, flat.numel() / tables});
+  }
   if (pinned != nullptr) uploads_[next_upload_++].done->record(backend_.stream());
   return tensors;
 }

@@ -38,9 +38,14 @@ Tensor ForwardEngine::put(std::span<const std::int32_t> values, std::string_view
 }
 
 TokenTensors ForwardEngine::upload(const MicroBatch& micro_batch) {
-  return {.tokens = put(micro_batch.tokens, "batch.tokens"),
-          .labels = put(micro_batch.labels, "batch.labels"),
-          .positions = put(micro_batch.positions, "batch.positions")};
+  TokenTensors tensors{.tokens = put(micro_batch.tokens, "batch.tokens"),
+                       .labels = put(micro_batch.labels, "batch.labels"),
+                       .positions = put(micro_batch.positions, "batch.positions")};
+  if (const std::int64_t tables = micro_batch.num_tables; tables > 0) {
+    tensors.table_ids = put(micro_batch.table_ids, "batch.table_ids");
+    tensors.inv_freq = put_tables(*scratch_, backend_, micro_batch.inv_freq, tables);
+  }
+  return tensors;
 }
 
 StepContext ForwardEngine::context(std::span<const AttentionPlan> plans) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "model/position.h"
 #include "parallel/attention.h"
 #include "parallel/attention_cost.h"
 
@@ -89,6 +90,7 @@ Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& pla
           .gather = parallel.attention() == "allgather",
           .positions = position == "alibi" || position == "xpos",
           .decays = position == "xpos",
+          .rotary = length_dependent_rotary(config.model()),
           .block = parallel.invariant() ? kInvariantBlock : 0};
 }
 
@@ -162,10 +164,30 @@ void Sharder::plan(const Batch& batch) {
   positions_ = batch.positions;
 }
 
+void Sharder::add_tables(const Batch& batch, MicroBatch& out) {
+  std::vector<std::int64_t> lengths;
+  std::vector<std::int32_t> documents;  // [token]
+  for (std::size_t t = 0; t < batch.segments.size(); ++t) {
+    if (t == 0 || batch.segments[t] != batch.segments[t - 1]) lengths.push_back(0);
+    lengths.back() = std::max(lengths.back(), std::int64_t{batch.positions[t]} + 1);
+    documents.push_back(static_cast<std::int32_t>(lengths.size() - 1));
+  }
+  RotaryTables tables = rotary_tables(*sharding_.rotary, lengths);
+  for (std::int32_t& d : documents) d = tables.ids[static_cast<std::size_t>(d)];
+  out.table_ids = take_tokens<std::int32_t>(documents, ranges_);
+  out.inv_freq = std::move(tables.inv_freq);
+  out.num_tables =
+      static_cast<std::int64_t>(out.inv_freq.size()) / (sharding_.rotary->head_dim / 2);
+}
+
 MicroBatch Sharder::operator()(const Batch& batch) {
-  reused_ = same_documents(batch);
-  if (!reused_) plan(batch);
+  const bool planned = same_documents(batch);
+  if (!planned) plan(batch);
   MicroBatch out = made_;
+  if (sharding_.rotary) add_tables(batch, out);
+  reused_ = planned && out.inv_freq.size() <= most_frequencies_;
+  most_frequencies_ =
+      planned ? std::max(most_frequencies_, out.inv_freq.size()) : out.inv_freq.size();
   out.tokens = take_tokens<std::int32_t>(batch.tokens, ranges_);
   out.labels = take_tokens<std::int32_t>(batch.labels, ranges_);
   out.positions = take_tokens<std::int32_t>(batch.positions, ranges_);

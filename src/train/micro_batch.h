@@ -6,11 +6,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "config/run_config.pb.h"
 #include "data/batch.h"
+#include "model/rotary.h"
 #include "parallel/attention_plan.h"
 #include "parallel/mesh.h"
 
@@ -29,6 +31,8 @@ struct Sharding {
   bool gather = false;     // all-gather attention
   bool positions = false;  // the model has an ALiBi or xPos bias
   bool decays = false;     // xPos: positions may not go down inside a document
+  // Where the model's frequencies depend on the documents' lengths.
+  std::optional<RotaryArgs> rotary{};
   std::int64_t block = 0;  // tokens of a block in invariant mode; 0: off
 
   // CHECKs that parallel.attention and parallel.layout are chosen (train/auto_sharding.h).
@@ -43,6 +47,11 @@ struct PassMemory {
 
 struct MicroBatch {
   std::vector<std::int32_t> tokens, labels, positions;  // (T) local order
+  // With Sharding::rotary: tables of the whole micro-batch's documents, the same on every rank, and
+  // which of them each token reads. A document's length is its largest position + 1.
+  std::vector<double> inv_freq;          // (K, D / 2)
+  std::vector<std::int32_t> table_ids;   // (T) local order
+  std::int64_t num_tables = 0;           // K
   std::vector<AttentionPlan> plans;      // one per distinct pattern of the model's layers
   std::vector<std::int64_t> row_blocks;  // invariant mode: StepContext::row_blocks
   double visible_pairs = 0;  // (query, key) pairs of the whole micro-batch over its context ranks,
@@ -69,12 +78,13 @@ class Sharder {
 
   // Throws Error(kBadData) for positions that the model's bias is not defined for.
   MicroBatch operator()(const Batch& batch);
-  // Whether the last batch was cut like the one before it.
+  // Whether the last batch was cut like the one before it, and needs no more memory.
   bool reused() const { return reused_; }
 
  private:
   bool same_documents(const Batch& batch) const;
   void plan(const Batch& batch);
+  void add_tables(const Batch& batch, MicroBatch& out);
 
   Sharding sharding_;
   // Of the last batch: what its plans depend on, and what was made from it.
@@ -83,6 +93,7 @@ class Sharder {
   std::vector<IndexRange> ranges_;  // this rank's tokens
   MicroBatch made_;                 // without tokens
   std::uint64_t num_plans_ = 0;
+  std::size_t most_frequencies_ = 0;  // of a batch since the last plan
   bool reused_ = false;
 };
 

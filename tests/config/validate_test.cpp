@@ -383,7 +383,6 @@ TEST(Validate, RepeatableOrNot) {
 TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
   const std::pair<const char*, const char*> cases[] = {
       {"model.position=learned", "use rope, alibi, xpos or none"},
-      {"model.rope.scaling.type=longrope", "use none"},
       {"data.packing=best_fit", "use concat"},
       {"parallel.zero=1", "use 0"},
   };

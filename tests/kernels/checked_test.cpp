@@ -193,6 +193,15 @@ TEST_F(CheckedTest, TokenOperations) {
       }),
       HasSubstr("inv_freq is f32 (2), expected f64 (2)"));
   EXPECT_THAT(refusal([&](Kernels& k, Stream& s) {
+                k.rope_table({.positions = i32({4}),
+                              .inv_freq = take(DType::kF64, {3, 2}),
+                              .cos = f32({4, 2}),
+                              .sin = f32({4, 2}),
+                              .table_ids = i32({3})},
+                             s);
+              }),
+              HasSubstr("table_ids is i32 (3), expected i32 (4)"));
+  EXPECT_THAT(refusal([&](Kernels& k, Stream& s) {
                 k.rope_apply({.x = f32({4, 1, 3}), .cos = f32({4, 1}), .sin = f32({4, 1})}, s);
               }),
               HasSubstr("odd"));

@@ -69,6 +69,50 @@ TEST_P(TokensParity, RopeTableScalesAndFollowsNewFrequencies) {
   }
 }
 
+// Tokens of documents with frequencies of their own, in any order; bitwise those of one table
+// alone.
+TEST_P(TokensParity, RopeTableOfEachToken) {
+  const std::int64_t t = 700, half = 19, tables = 3;
+  Values positions = iota(t, 0), ids, frequencies;
+  for (std::int64_t i = 0; i < t; ++i) {
+    positions[static_cast<std::size_t>(i)] = static_cast<double>(i * 1499 % 1048576);
+    ids.push_back(static_cast<double>(i % 7 == 0 ? 2 : i / 350));
+  }
+  for (const double theta : {10000.0, 500000.0, 8000000.0})
+    for (const double f : inverse_frequencies(half, theta)) frequencies.push_back(f);
+  const Tensor places = on().put(positions, DType::kI32, {t});
+  const Tensor cos = on().poisoned(DType::kF32, {t, half});
+  const Tensor sin = on().poisoned(DType::kF32, {t, half});
+  kernels().rope_table({.positions = places,
+                        .inv_freq = on().put(frequencies, DType::kF64, {tables, half}),
+                        .cos = cos,
+                        .sin = sin,
+                        .attention_scale = 1.25,
+                        .table_ids = on().put(ids, DType::kI32, {t})},
+                       stream());
+  const Values cosines = on().get(cos), sines = on().get(sin);
+  for (std::int64_t k = 0; k < tables; ++k) {
+    const Values own(frequencies.begin() + k * half, frequencies.begin() + (k + 1) * half);
+    const Tensor cos_k = on().poisoned(DType::kF32, {t, half});
+    const Tensor sin_k = on().poisoned(DType::kF32, {t, half});
+    kernels().rope_table({.positions = places,
+                          .inv_freq = on().put(own, DType::kF64, {half}),
+                          .cos = cos_k,
+                          .sin = sin_k,
+                          .attention_scale = 1.25},
+                         stream());
+    const auto expected = reference::rope_tables(positions, own, 1.25);
+    const Values alone = on().get(cos_k), alone_sin = on().get(sin_k);
+    for (std::size_t i = 0; i < cosines.size(); ++i) {
+      if (ids[i / half] != static_cast<double>(k)) continue;
+      ASSERT_EQ(cosines[i], alone[i]) << "token " << i / half << ", pair " << i % half;
+      ASSERT_EQ(sines[i], alone_sin[i]) << "token " << i / half << ", pair " << i % half;
+      ASSERT_NEAR(cosines[i], expected.cos[i], 1.3e-7) << "token " << i / half;
+      ASSERT_NEAR(sines[i], expected.sin[i], 1.3e-7) << "token " << i / half;
+    }
+  }
+}
+
 TEST_P(TokensParity, RopeApply) {
   const std::int64_t shapes[][3] = {{0, 2, 8}, {1, 1, 2}, {5, 3, 38}, {40, 4, 64}, {300, 2, 128}};
   for (const auto& [t, heads, dim] : shapes) {

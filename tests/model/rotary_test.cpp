@@ -21,11 +21,16 @@ config::RopeScaling scaling_of(const json& c) {
   if (c.contains("s")) scaling.set_factor(c["s"]);
   if (c.contains("L")) scaling.set_original_context(c["L"]);
   if (c.contains("form")) scaling.set_form(c["form"]);
+  for (const double f : c.value("short", std::vector<double>())) scaling.add_short_factor(f);
+  for (const double f : c.value("long", std::vector<double>())) scaling.add_long_factor(f);
   return scaling;
 }
 
 RotaryTable table_of(const json& c) {
-  return rotary_table({.theta = c["theta"], .head_dim = c["d"], .scaling = scaling_of(c)});
+  return rotary_table({.theta = c["theta"],
+                       .head_dim = c["d"],
+                       .scaling = scaling_of(c),
+                       .document_length = c.value("length", std::int64_t{0})});
 }
 
 std::vector<json> golden_cases() {
@@ -114,10 +119,44 @@ TEST(RotaryTable, FormsOfYarnDiffer) {
   EXPECT_LT(most, 17);
 }
 
-TEST(RotaryTable, UnbuiltScalingsAreRefused) {
+config::RopeScaling longrope() {
   config::RopeScaling scaling;
   scaling.set_type("longrope");
-  EXPECT_THROW(rotary_table({.head_dim = 8, .scaling = scaling}), Error);
+  scaling.set_factor(32);
+  scaling.set_original_context(4096);
+  for (int j = 0; j < 4; ++j) {
+    scaling.add_short_factor(1);
+    scaling.add_long_factor(2 + j);
+  }
+  return scaling;
+}
+
+TEST(RotaryTable, LongRopeGrowsScoresWhateverTheLength) {
+  RotaryArgs args{.head_dim = 8, .scaling = longrope()};
+  EXPECT_NEAR(rotary_table(args).attention_scale, std::sqrt(1 + 5.0 / 12), 1e-12);
+  EXPECT_EQ(rotary_table(args).inv_freq[0], 1);
+  args.document_length = 4097;
+  EXPECT_EQ(rotary_table(args).inv_freq[0], 0.5);
+  EXPECT_NEAR(rotary_table(args).attention_scale, std::sqrt(1 + 5.0 / 12), 1e-12);
+  args.scaling.set_attention_factor(1.5);
+  EXPECT_EQ(rotary_table(args).attention_scale, 1.5);
+}
+
+TEST(RotaryTable, TablesOfABatchesDocuments) {
+  const RotaryArgs longs{.head_dim = 8, .scaling = longrope()};
+  const RotaryTables two = rotary_tables(longs, {4096, 5000, 1, 9000});
+  EXPECT_EQ(two.ids, (std::vector<std::int32_t>{0, 1, 0, 1}));
+  EXPECT_EQ(two.inv_freq.size(), 8u);
+  RotaryArgs dynamic{.head_dim = 8};
+  dynamic.scaling.set_type("dynamic");
+  dynamic.scaling.set_factor(2);
+  dynamic.scaling.set_original_context(100);
+  const RotaryTables many = rotary_tables(dynamic, {300, 100, 200, 300, 50});
+  EXPECT_EQ(many.ids, (std::vector<std::int32_t>{1, 0, 2, 1, 0}));
+  dynamic.document_length = 200;
+  const auto table = rotary_table(dynamic).inv_freq;
+  EXPECT_EQ(std::vector<double>(many.inv_freq.begin() + 8, many.inv_freq.end()), table);
+  EXPECT_NEAR(std::pow(table[1], -4.0), 10000 * std::pow(3, 8.0 / 6), 1e-7);
 }
 
 }  // namespace

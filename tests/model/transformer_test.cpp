@@ -101,6 +101,19 @@ void use_xpos(config::Model& m) {
   m.set_xpos_scale_base(16);  // decays that matter within 30 tokens
 }
 
+// Some documents of a batch are longer than 12 tokens, some are not.
+void scale_by_length(config::Model& m, const char* type) {
+  auto& scaling = *m.mutable_rope()->mutable_scaling();
+  scaling.set_type(type);
+  scaling.set_factor(4);
+  scaling.set_original_context(12);
+  if (scaling.type() != "longrope") return;
+  for (int j = 0; j < 4; ++j) {
+    scaling.add_short_factor(1 + 0.5 * j);
+    scaling.add_long_factor(2 + j);
+  }
+}
+
 const GradientCase kGradientCases[] = {
     {"tied", [](config::Model&) {}},
     {"untied", [](config::Model& m) { m.set_tie_word_embeddings(false); }},
@@ -137,6 +150,8 @@ const GradientCase kGradientCases[] = {
        m.mutable_sparse_attention()->set_block_size(4);
      }},
     {"shifted_groups", shift_groups},
+    {"dynamic", [](config::Model& m) { scale_by_length(m, "dynamic"); }},
+    {"longrope", [](config::Model& m) { scale_by_length(m, "longrope"); }},
     {"xpos_with_shifted_groups",
      [](config::Model& m) {
        use_xpos(m);
@@ -193,6 +208,31 @@ TEST(Transformer, AnyShardingEqualsOneRank) {
       EXPECT_NEAR(many.steps[i].loss, one.steps[i].loss, 1e-5 * one.steps[i].loss) << "step " << i;
       EXPECT_NEAR(many.steps[i].grad_norm, one.steps[i].grad_norm, 1e-4 * one.steps[i].grad_norm);
       EXPECT_EQ(many.steps[i].valid_tokens, one.steps[i].valid_tokens);
+    }
+  }
+}
+
+// The documents' lengths are those before sharding.
+TEST(Transformer, TablesByLengthEqualOneRank) {
+  for (const char* type : {"dynamic", "longrope"}) {
+    config::RunConfig config = tiny_config();
+    config.mutable_train()->set_batch_tokens(2 * 48);
+    scale_by_length(*config.mutable_model(), type);
+    const EngineRun one = run_engine(config);
+    for (const ShardingCase s : {ShardingCase{1, 2, "zigzag", 1},
+                                 {1, 4, "contiguous", 2},
+                                 {2, 2, "zigzag", 1},
+                                 {1, 3, "balanced", 1}}) {
+      SCOPED_TRACE(fmt::format("{} data {} context {} {}", type, s.data, s.context, s.layout));
+      config.mutable_parallel()->set_data(s.data);
+      config.mutable_parallel()->set_context(s.context);
+      config.mutable_parallel()->set_layout(s.layout);
+      config.mutable_train()->set_micro_batch(s.micro_batch);
+      const EngineRun many = run_engine(config);
+      for (std::size_t i = 0; i < one.steps.size(); ++i)
+        EXPECT_NEAR(many.steps[i].loss, one.steps[i].loss, 1e-5 * one.steps[i].loss) << i;
+      for (const auto& [name, gradient] : one.gradients)
+        EXPECT_LT(testing::relative_l2(many.gradients.at(name), gradient), 1e-4) << name;
     }
   }
 }
