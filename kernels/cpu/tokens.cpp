@@ -84,9 +84,9 @@ void CpuKernels::rope_table(const RopeTableArgs& args, Stream&) {
           current = base;
         }
         const double* from = low.data() + 2 * (positions[t] % kLow) * half;
-        impl_->count.add_angles(high, high + half, from, from + half, args.attention_scale,
-                                args.cos.ptr<float>() + t * half, args.sin.ptr<float>() + t * half,
-                                half);
+        impl_->rows.add_angles(high, high + half, from, from + half, args.attention_scale,
+                               args.cos.ptr<float>() + t * half, args.sin.ptr<float>() + t * half,
+                               half);
       }
     });
   }

@@ -180,9 +180,14 @@ void CachedModel::run(std::span<const std::int32_t> tokens, std::vector<std::int
   for (const std::int32_t index : order)
     local.push_back(tokens[static_cast<std::size_t>(index - length_)]);
   auto scope = on_.scratch.scope();
-  const TokenTensors batch{.tokens = put(local, "cached.tokens"),
-                           .labels = {},
-                           .positions = put(order, "cached.positions")};
+  TokenTensors batch{.tokens = put(local, "cached.tokens"),
+                     .labels = {},
+                     .positions = put(order, "cached.positions")};
+  // One table for the whole document: prompt and all that may follow.
+  if (length_dependent_rotary(on_.config.model()))
+    batch.inv_freq =
+        put_tables(on_.scratch, on_.backend,
+                   make_position_table(on_.config.model(), options_.tokens).inv_freq, 0);
   compute({.order = std::move(order), .batch = batch, .ctx = ctx});
 }
 

@@ -94,9 +94,6 @@ TEST(Position, ScalingReachesTheTable) {
 
 TEST(Position, UnbuiltSchemesAreRefused) {
   EXPECT_THROW(make_position_table(model_of("learned")), Error);
-  config::Model model = model_of("rope");
-  model.mutable_rope()->mutable_scaling()->set_type("longrope");
-  EXPECT_THROW(make_position_table(model), Error);
 }
 
 }  // namespace
