@@ -25,6 +25,7 @@ class Resolver {
     resolve_schedule();
     resolve_positions();
     resolve_window();
+    resolve_position_table();
   }
 
  private:
@@ -41,6 +42,13 @@ class Resolver {
     if (positions.has_reset_per_document() || config_.data().documents() != "joined") return;
     positions.set_reset_per_document(false);
     implied("positions.reset_per_document", "data.documents: joined");
+  }
+
+  void resolve_position_table() {
+    config::Model& model = *config_.mutable_model();
+    if (model.position() != "learned" || model.has_max_position_embeddings()) return;
+    model.set_max_position_embeddings(end_of_positions(config_));
+    implied("model.max_position_embeddings", "the farthest position of training + 1");
   }
 
   void resolve_sampler(config::Positions& positions) {

@@ -13,6 +13,20 @@ constexpr std::int64_t kMostTried = std::int64_t{1} << 20;  // enough for number
 
 }  // namespace
 
+std::int64_t end_of_positions(const RunConfig& config) {
+  std::int64_t end = config.train().sequence_length();
+  const config::Curriculum& curriculum = config.curriculum();
+  if (curriculum.has_max_length()) end = std::max(end, curriculum.max_length());
+  for (const config::Stage& stage : curriculum.stages()) {
+    end = std::max(end, stage.sequence_length());
+    end = std::max(end, stage.positions().target_context());
+  }
+  const config::Positions& positions = config.positions();
+  if (positions.sampler() == "sequential") return end;
+  return std::max(end, positions.target_context() +
+                           (positions.target_margin() ? positions.original_context() : 0));
+}
+
 Issue& Rules::add(const std::string& key, std::string what, std::string fix,
                   std::vector<std::string> also) {
   issues_.push_back({.key = key,

@@ -12,6 +12,9 @@
 
 namespace farspan {
 
+// Positions that training reaches are below this: the longest sequence, or what a sampler reaches.
+std::int64_t end_of_positions(const RunConfig& config);
+
 class Rules {
  public:
   Rules(const LoadedConfig& loaded, const ValidateOptions& options)

@@ -175,6 +175,13 @@ void AttentionRules::check_position() {
                "make head_dim even, or use position: alibi or none",
                {"model.hidden_size", "model.num_attention_heads", "model.position"});
   const config::Model defaults;
+  if (position == "sinusoidal" && model_.hidden_size() % 2 != 0)
+    rules_.add(
+        "model.position",
+        fmt::format("sinusoidal gives pairs of dimensions sin and cos, and hidden_size {} is "
+                    "odd",
+                    model_.hidden_size()),
+        "make hidden_size even, or use another encoding", {"model.hidden_size"});
   if (position != "xpos" && model_.xpos_scale_base() != defaults.xpos_scale_base())
     rules_.add_unread("model.xpos_scale_base", "xpos", "model.position", position);
   if (!rotates && model_.rope().theta() != config::Rope().theta())

@@ -15,6 +15,7 @@ class PositionRules {
 
   void run() {
     check_unread();
+    check_table();
     if (sampler() == "sequential") return;
     check_lengths();
     check_source();
@@ -25,6 +26,7 @@ class PositionRules {
   const std::string& sampler() const { return positions_.sampler(); }
 
   void check_unread();
+  void check_table();
   void check_lengths();
   void check_source();
   void check_model();
@@ -90,6 +92,24 @@ void PositionRules::check_lengths() {
                          scaling.target_context()),
              "leave one of them out, unless that is meant", {"model.rope.scaling.target_context"})
         .note = true;
+}
+
+// A learned position that training never reads stays as it was drawn; one beyond the table is none.
+void PositionRules::check_table() {
+  const config::Model& model = config_.model();
+  if (!model.has_max_position_embeddings()) return;
+  if (model.position() != "learned") {
+    rules_.add_unread("model.max_position_embeddings", "learned", "model.position",
+                      model.position());
+    return;
+  }
+  const std::int64_t rows = model.max_position_embeddings(), end = end_of_positions(config_);
+  if (rows < end)
+    rules_.add(
+        "model.max_position_embeddings",
+        fmt::format("a table of {} positions, and training reaches position {}", rows, end - 1),
+        fmt::format("use {}, or shorter sequences", end),
+        {"train.sequence_length", "positions.target_context", "model.position"});
 }
 
 void PositionRules::check_source() {

@@ -68,8 +68,8 @@ class SampleReader {
   Batch make_batch(std::int64_t first_sample, std::int64_t count, std::int64_t sequence_length,
                    const StageStart& stage);
 
-  // Tokens of the stream that a sample of `sequence_length` tokens covers in a stage; those beyond it
-  // are skipped.
+  // Tokens of the stream that a sample of `sequence_length` tokens covers in a stage; those beyond
+  // it are skipped.
   std::int64_t stream_tokens(std::int64_t sequence_length, const StageStart& stage) const;
 
   const std::vector<WeightedStore>& sources() const { return sources_; }

@@ -52,10 +52,6 @@ std::optional<RotaryArgs> length_dependent_rotary(const config::Model& model) {
 PositionTable make_position_table(const config::Model& model, std::int64_t document_length) {
   const std::string& position = model.position();
   std::optional<RotaryArgs> rotary = rotary_args(model);
-  if (!rotary && position != "alibi" && position != "none")
-    throw Error(ExitCode::kUsage, {.what = fmt::format("position '{}' is not built yet", position),
-                                   .where = "model.position",
-                                   .fix = "use position: rope, xpos, alibi or none"});
   PositionTable table;
   if (rotary) {
     rotary->document_length = document_length;
@@ -63,6 +59,8 @@ PositionTable make_position_table(const config::Model& model, std::int64_t docum
     table.inv_freq = std::move(rotations.inv_freq);
     table.attention_scale = rotations.attention_scale;
   }
+  if (position == "sinusoidal")
+    table.sinusoid = rotary_table({.head_dim = model.hidden_size()}).inv_freq;
   if (position == "xpos") table.decay = xpos_decay(model.head_dim(), model.xpos_scale_base());
   if (position == "alibi") table.slopes = alibi_slopes(model.num_attention_heads());
   return table;

@@ -3,6 +3,9 @@
 //   rope    queries and keys are rotated               (RoFormer, Su et al. 2021, eq. 15; rotary.h)
 //   xpos    rotated, and scores decay with distance    (Sun et al. 2022, eq. 13-16)
 //   alibi   nothing is rotated; a slope for each head  (Press et al. 2021, section 3)
+//   sinusoidal  nothing is rotated; embeddings get sin and cos of the position
+//               (Vaswani et al. 2017, section 3.5)
+//   learned     nothing is rotated; embeddings get a row of a table of weights
 //   none    no positions at all
 #pragma once
 
@@ -20,6 +23,9 @@ struct PositionTable {
   double attention_scale = 1.0;  // multiplies cos and sin
   std::vector<double> slopes;    // (num_attention_heads): ALiBi's m_h; else empty
   std::vector<double> decay;     // (head_dim / 2): xPos's log2(zeta_c) / scale_base; else empty
+  // (hidden_size / 2): omega_j = 10000^(-2j / hidden_size); embedding dimension j gets sin(p
+  // omega_j) and j + hidden_size / 2 cos(p omega_j) (the paper's pairs, halves apart); else empty.
+  std::vector<double> sinusoid;
 };
 
 // From model.position, model.rope and model.xpos_scale_base. `document_length`: of the document

@@ -11,6 +11,9 @@ Transformer::Transformer(const config::Model& model, DType compute, ParameterSto
   const Shape matrix{model.vocab_size(), model.hidden_size()};
   const ParameterInit init{.deviation = model.initializer_range()};
   embedding_ = &parameters.add("model.embed_tokens.weight", matrix, init);
+  if (model.position() == "learned")
+    positions_ = &parameters.add("model.embed_positions.weight",
+                                 {model.max_position_embeddings(), model.hidden_size()}, init);
   blocks_.reserve(static_cast<std::size_t>(model.num_hidden_layers()));
   const LayerPatterns patterns = layer_patterns(model);
   for (int layer = 0; layer < model.num_hidden_layers(); ++layer)
@@ -28,6 +31,7 @@ void Transformer::allocate(Arena& arena, Backend& backend) {
     return arena.take(dtype, {static_cast<std::int64_t>(table.size())}, name);
   };
   inv_freq_ = take(DType::kF64, table_.inv_freq, "rope.inv_freq");
+  sinusoid_ = take(DType::kF64, table_.sinusoid, "sinusoidal.inv_freq");
   bias_ = {.slopes = take(DType::kF32, table_.slopes, "alibi.slopes"),
            .decay = take(DType::kF32, table_.decay, "xpos.decay")};
   write_tables(backend);
@@ -44,6 +48,7 @@ void Transformer::write_tables(Backend& backend) {
   const std::vector<float> slopes(table_.slopes.begin(), table_.slopes.end());
   const std::vector<float> decay(table_.decay.begin(), table_.decay.end());
   put(inv_freq_, table_.inv_freq);
+  put(sinusoid_, table_.sinusoid);
   put(bias_.slopes, slopes);
   put(bias_.decay, decay);
   backend.stream().synchronize();
@@ -67,6 +72,47 @@ Tensor put_tables(Arena& arena, Backend& backend, const std::vector<double>& inv
                         flat.bytes(), backend.stream());
   backend.stream().synchronize();
   return num_tables == 0 ? flat : flat.view({num_tables, numbers / num_tables});
+}
+
+void Transformer::embed(const TokenTensors& batch, Tensor x, const StepContext& ctx) const {
+  Kernels& k = ctx.kernels();
+  Stream& stream = ctx.stream();
+  k.embedding_forward({.ids = batch.tokens, .table = embedding_->working, .out = x}, stream);
+  if (positions_ == nullptr && !sinusoid_.defined()) return;
+  auto scope = ctx.scratch.scope();
+  const Tensor places = ctx.scratch.take(compute_, x.shape, "embedding.positions");
+  if (positions_ != nullptr) {
+    k.embedding_forward({.ids = batch.positions, .table = positions_->working, .out = places},
+                        stream);
+  } else {
+    const std::int64_t tokens = x.shape[0], half = x.shape[1] / 2;
+    const Tensor cos = ctx.scratch.take(DType::kF32, {tokens, half}, "embedding.cos");
+    const Tensor sin = ctx.scratch.take(DType::kF32, {tokens, half}, "embedding.sin");
+    k.rope_table({.positions = batch.positions, .inv_freq = sinusoid_, .cos = cos, .sin = sin},
+                 stream);
+    const auto put_half = [&](const Tensor& from, std::int64_t begin) {
+      k.copy_2d({.src = from,
+                 .dst = places,
+                 .rows = tokens,
+                 .cols = half,
+                 .src_stride = half,
+                 .dst_begin = begin,
+                 .dst_stride = 2 * half},
+                stream);
+    };
+    put_half(sin, 0);
+    put_half(cos, half);
+  }
+  k.add({.a = x, .b = places, .out = x}, stream);
+}
+
+void Transformer::embed_backward(const TokenTensors& batch, Tensor grad,
+                                 const StepContext& ctx) const {
+  ctx.kernels().embedding_backward({.ids = batch.tokens, .dout = grad, .dtable = embedding_->grad},
+                                   ctx.stream());
+  if (positions_ == nullptr) return;
+  ctx.kernels().embedding_backward(
+      {.ids = batch.positions, .dout = grad, .dtable = positions_->grad}, ctx.stream());
 }
 
 RopeTables Transformer::rope_tables(const TokenTensors& batch, Arena& arena,
@@ -111,8 +157,7 @@ void Transformer::forward_backward(const TokenTensors& batch, const LossSums& su
     if (input_offloaded) stash->put(kInput, layer);
   };
   Tensor x = take_input(0);
-  ctx.kernels().embedding_forward({.ids = batch.tokens, .table = embedding_->working, .out = x},
-                                  ctx.stream());
+  embed(batch, x, ctx);
   input_written(0);
   std::vector<Block::Saved> saved;
   saved.reserve(blocks_.size());
@@ -137,8 +182,7 @@ void Transformer::forward_backward(const TokenTensors& batch, const LossSums& su
     if (stash != nullptr) stash->release(i);
   }
   if (stash != nullptr) stash->end();
-  ctx.kernels().embedding_backward({.ids = batch.tokens, .dout = grad, .dtable = embedding_->grad},
-                                   ctx.stream());
+  embed_backward(batch, grad, ctx);
 }
 
 Tensor Transformer::forward_hidden(const TokenTensors& batch, const StepContext& ctx) const {
@@ -146,8 +190,7 @@ Tensor Transformer::forward_hidden(const TokenTensors& batch, const StepContext&
   const RopeTables rope = rope_tables(batch, ctx.scratch, ctx);
   Tensor x = ctx.scratch.take(compute_, stream, "block.input");
   Tensor out = ctx.scratch.take(compute_, stream, "block.input");
-  ctx.kernels().embedding_forward({.ids = batch.tokens, .table = embedding_->working, .out = x},
-                                  ctx.stream());
+  embed(batch, x, ctx);
   for (const Block& block : blocks_) {
     block.forward(x, out, rope, RecomputePolicy::forward_only(), ctx);
     std::swap(x, out);

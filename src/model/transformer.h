@@ -69,6 +69,9 @@ class Transformer {
 
  private:
   void write_tables(Backend& backend);
+  // x (T, C) compute: tokens and, where the model has such, positions; temporaries from scratch.
+  void embed(const TokenTensors& batch, Tensor x, const StepContext& ctx) const;
+  void embed_backward(const TokenTensors& batch, Tensor grad, const StepContext& ctx) const;
   RopeTables rope_tables(const TokenTensors& batch, Arena& arena, const StepContext& ctx) const;
   // The residual stream after the last layer; from ctx.scratch, keeping nothing else.
   Tensor forward_hidden(const TokenTensors& batch, const StepContext& ctx) const;
@@ -78,7 +81,9 @@ class Transformer {
   PositionTable table_;
   Tensor inv_freq_;  // (D / 2) f64; undefined when nothing is rotated
   BiasTables bias_;
+  Tensor sinusoid_;  // (C / 2) f64; undefined without sinusoidal positions
   Parameter* embedding_;
+  Parameter* positions_ = nullptr;  // (max_position_embeddings, C) of learned positions
   std::vector<Block> blocks_;
   std::unique_ptr<LossHead> head_;
 };

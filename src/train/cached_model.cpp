@@ -106,6 +106,14 @@ CachedModel::CachedModel(const ModelOnRank& on, const CachedModelOptions& option
                                      on.mesh.data_size()),
                  .where = "parallel.data",
                  .fix = "leave parallel.data out"});
+  const config::Model& model = on.config.model();
+  if (model.position() == "learned" && options.tokens > model.max_position_embeddings())
+    throw Error(ExitCode::kUsage,
+                {.what = fmt::format("{} tokens, prompt and text, are more than the {} rows of the "
+                                     "model's table of positions",
+                                     options.tokens, model.max_position_embeddings()),
+                 .where = "model.max_position_embeddings",
+                 .fix = "use a shorter prompt or a lower --max-new-tokens"});
   for (const AttentionPattern& pattern : patterns_.patterns)
     stride_ = std::lcm(stride_, pattern.row_stride());
   if (options_.long_attention.kind != LongAttentionKind::kNone) {

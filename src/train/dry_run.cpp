@@ -35,6 +35,7 @@ void pass_over_uneven_share(Engine& engine, const Mesh& mesh, const config::RunC
   const config::Train& train = config.train();
   Sharding even = Sharding::from(config, mesh.place());
   even.layout = LayoutKind::kZigzag;
+  even.max_positions = 0;  // longer than any sequence, to have as many tokens
   const double cap = even.place.ring_size > 1 ? kTokenCap : 1;
   const auto length =
       static_cast<std::int64_t>(std::ceil(cap * static_cast<double>(train.sequence_length())));

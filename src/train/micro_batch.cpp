@@ -75,6 +75,22 @@ void check_ascending(const Batch& batch) {
   }
 }
 
+// Read beyond its end, a table would give what happens to lie there.
+void check_table(const Batch& batch, std::int64_t rows) {
+  std::int64_t document = 0;
+  for (std::size_t t = 0; t < batch.positions.size(); ++t) {
+    document += t > 0 && batch.segments[t] != batch.segments[t - 1] ? 1 : 0;
+    if (batch.positions[t] < rows) continue;
+    throw Error(
+        ExitCode::kBadData,
+        {.what = fmt::format("position {} of document {} of a batch is beyond the {} rows of "
+                             "the model's table of positions",
+                             batch.positions[t], document, rows),
+         .where = "model.max_position_embeddings",
+         .fix = "use shorter sequences or documents, or train a model with a longer table"});
+  }
+}
+
 }  // namespace
 
 Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& place) {
@@ -91,6 +107,7 @@ Sharding Sharding::from(const config::RunConfig& config, const ContextPlace& pla
           .positions = position == "alibi" || position == "xpos",
           .decays = position == "xpos",
           .rotary = length_dependent_rotary(config.model()),
+          .max_positions = position == "learned" ? config.model().max_position_embeddings() : 0,
           .block = parallel.invariant() ? kInvariantBlock : 0};
 }
 
@@ -181,6 +198,7 @@ void Sharder::add_tables(const Batch& batch, MicroBatch& out) {
 }
 
 MicroBatch Sharder::operator()(const Batch& batch) {
+  if (sharding_.max_positions > 0) check_table(batch, sharding_.max_positions);
   const bool planned = same_documents(batch);
   if (!planned) plan(batch);
   MicroBatch out = made_;

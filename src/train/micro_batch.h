@@ -33,7 +33,8 @@ struct Sharding {
   bool decays = false;     // xPos: positions may not go down inside a document
   // Where the model's frequencies depend on the documents' lengths.
   std::optional<RotaryArgs> rotary{};
-  std::int64_t block = 0;  // tokens of a block in invariant mode; 0: off
+  std::int64_t max_positions = 0;  // rows of a table of learned positions; 0: no such table
+  std::int64_t block = 0;          // tokens of a block in invariant mode; 0: off
 
   // CHECKs that parallel.attention and parallel.layout are chosen (train/auto_sharding.h).
   static Sharding from(const config::RunConfig& config, const ContextPlace& place);
@@ -76,7 +77,8 @@ class Sharder {
  public:
   explicit Sharder(Sharding sharding) : sharding_(std::move(sharding)) {}
 
-  // Throws Error(kBadData) for positions that the model's bias is not defined for.
+  // Throws Error(kBadData) for positions that the model's bias is not defined for, or that are
+  // beyond its table.
   MicroBatch operator()(const Batch& batch);
   // Whether the last batch was cut like the one before it, and needs no more memory.
   bool reused() const { return reused_; }

@@ -100,6 +100,20 @@ TEST(PositionRules, Cream) {
               HasSubstr("read by pose only"));
 }
 
+TEST(PositionRules, TableOfLearnedPositions) {
+  const std::string learned = "model.position=learned";
+  const auto rows = [](const LoadResult& r) {
+    return r.loaded.config.model().max_position_embeddings();
+  };
+  EXPECT_EQ(issues(check({learned}), false), "");
+  EXPECT_EQ(rows(check({learned})), 2048);
+  EXPECT_EQ(rows(check({learned, kPose, "positions.target_margin=true"})), 18432);
+  EXPECT_THAT(errors({learned, "model.max_position_embeddings=1k"}),
+              HasSubstr("training reaches position 2047"));
+  EXPECT_THAT(errors({"model.max_position_embeddings=4k"}), HasSubstr("read by learned only"));
+  EXPECT_EQ(errors({"model.position=sinusoidal"}), "");
+}
+
 TEST(PositionRules, WhatNothingReads) {
   const LoadResult r = check({"positions.target_context=4k", "positions.target_margin=true"});
   EXPECT_THAT(issues(r, false), HasSubstr("positions.target_context"));

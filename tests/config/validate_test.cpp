@@ -382,7 +382,6 @@ TEST(Validate, RepeatableOrNot) {
 
 TEST(Validate, UnbuiltFeaturesAreRefusedByName) {
   const std::pair<const char*, const char*> cases[] = {
-      {"model.position=learned", "use rope, alibi, xpos or none"},
       {"data.packing=best_fit", "use concat"},
       {"parallel.zero=1", "use 0"},
   };

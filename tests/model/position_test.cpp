@@ -92,8 +92,14 @@ TEST(Position, ScalingReachesTheTable) {
   EXPECT_NEAR(table.attention_scale, 0.1 * std::log(4.0) + 1, 1e-15);
 }
 
-TEST(Position, UnbuiltSchemesAreRefused) {
-  EXPECT_THROW(make_position_table(model_of("learned")), Error);
+TEST(Position, SinusoidsOfTheEmbedding) {
+  config::Model model = model_of("sinusoidal");
+  model.set_hidden_size(8);
+  const PositionTable table = make_position_table(model);
+  EXPECT_TRUE(table.inv_freq.empty());
+  ASSERT_EQ(table.sinusoid.size(), 4u);
+  for (std::size_t j = 0; j < 4; ++j)
+    EXPECT_NEAR(table.sinusoid[j], std::pow(10000.0, -2.0 * static_cast<double>(j) / 8), 1e-15);
 }
 
 }  // namespace

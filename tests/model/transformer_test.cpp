@@ -114,6 +114,11 @@ void scale_by_length(config::Model& m, const char* type) {
   }
 }
 
+void learn_positions(config::Model& m) {
+  m.set_position("learned");
+  m.set_max_position_embeddings(48);
+}
+
 const GradientCase kGradientCases[] = {
     {"tied", [](config::Model&) {}},
     {"untied", [](config::Model& m) { m.set_tie_word_embeddings(false); }},
@@ -150,6 +155,8 @@ const GradientCase kGradientCases[] = {
        m.mutable_sparse_attention()->set_block_size(4);
      }},
     {"shifted_groups", shift_groups},
+    {"learned", learn_positions},
+    {"sinusoidal", [](config::Model& m) { m.set_position("sinusoidal"); }},
     {"dynamic", [](config::Model& m) { scale_by_length(m, "dynamic"); }},
     {"longrope", [](config::Model& m) { scale_by_length(m, "longrope"); }},
     {"xpos_with_shifted_groups",
@@ -214,10 +221,15 @@ TEST(Transformer, AnyShardingEqualsOneRank) {
 
 // The documents' lengths are those before sharding.
 TEST(Transformer, TablesByLengthEqualOneRank) {
-  for (const char* type : {"dynamic", "longrope"}) {
+  for (const std::string type : {"dynamic", "longrope", "learned", "sinusoidal"}) {
     config::RunConfig config = tiny_config();
     config.mutable_train()->set_batch_tokens(2 * 48);
-    scale_by_length(*config.mutable_model(), type);
+    if (type == "learned")
+      learn_positions(*config.mutable_model());
+    else if (type == "sinusoidal")
+      config.mutable_model()->set_position(type);
+    else
+      scale_by_length(*config.mutable_model(), type.c_str());
     const EngineRun one = run_engine(config);
     for (const ShardingCase s : {ShardingCase{1, 2, "zigzag", 1},
                                  {1, 4, "contiguous", 2},
@@ -234,6 +246,22 @@ TEST(Transformer, TablesByLengthEqualOneRank) {
       for (const auto& [name, gradient] : one.gradients)
         EXPECT_LT(testing::relative_l2(many.gradients.at(name), gradient), 1e-4) << name;
     }
+  }
+}
+
+// Read beyond its end, a table would give what happens to lie there.
+TEST(Transformer, PositionsBeyondTheTableAreRefused) {
+  config::RunConfig config = tiny_config();
+  learn_positions(*config.mutable_model());
+  Batch batch = testing::random_batch(5, 1, 48, 40, 30);
+  EXPECT_NO_THROW(shard(batch, Sharding::from(config, {})));
+  batch.positions[20] = 48;
+  try {
+    shard(batch, Sharding::from(config, {}));
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::kBadData);
+    EXPECT_NE(std::string(e.what()).find("position 48"), std::string::npos) << e.what();
   }
 }
 
