@@ -249,6 +249,28 @@ TEST(Transformer, TablesByLengthEqualOneRank) {
   }
 }
 
+// A document's length is its largest position + 1, jumps included, of the whole document; which
+// rank holds its last token does not matter.
+TEST(Transformer, TokensReadTheTableOfTheirDocument) {
+  config::RunConfig config = tiny_config();
+  scale_by_length(*config.mutable_model(), "longrope");
+  Batch batch = blank_batch(1, 48);
+  for (std::size_t t = 0; t < 48; ++t) {
+    batch.tokens[t] = static_cast<std::int32_t>(t);  // its index
+    batch.segments[t] = t < 10 ? 0 : t < 20 ? 1 : 2;
+    batch.positions[t] = static_cast<std::int32_t>(t < 10 ? t : t < 20 ? t - 10 : t - 20);
+  }
+  batch.positions[19] = 500;  // a jump at the end of the second
+  for (int rank = 0; rank < 4; ++rank) {
+    const MicroBatch mine =
+        shard(batch, Sharding::from(config, {.ring_rank = rank, .ring_size = 4}));
+    ASSERT_EQ(mine.num_tables, 2);
+    ASSERT_EQ(mine.table_ids.size(), mine.tokens.size());
+    for (std::size_t i = 0; i < mine.tokens.size(); ++i)
+      EXPECT_EQ(mine.table_ids[i], mine.tokens[i] < 10 ? 0 : 1) << "token " << mine.tokens[i];
+  }
+}
+
 // Read beyond its end, a table would give what happens to lie there.
 TEST(Transformer, PositionsBeyondTheTableAreRefused) {
   config::RunConfig config = tiny_config();
