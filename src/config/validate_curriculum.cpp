@@ -185,8 +185,7 @@ void CurriculumRules::check_cycles() {
 
 void CurriculumRules::check_budget() {
   const config::Train& train = config_.train();
-  std::int64_t sum = 0;
-  bool open = false;
+  std::int64_t sum = 0, open = 0;  // open: stages that share what the others leave
   for (int i = 0; i < curriculum_.stages_size(); ++i) {
     const config::Stage& stage = curriculum_.stages(i);
     const std::string prefix = fmt::format("curriculum.stages[{}].", i);
@@ -194,19 +193,19 @@ void CurriculumRules::check_budget() {
       rules_.add(prefix + "tokens", fmt::format("steps {} is given too", stage.steps()),
                  "keep one of the two", {prefix + "steps"});
     sum += stage.steps();
-    open |= !stage.has_steps();
+    open += stage.has_steps() ? 0 : 1;
   }
-  if (open && !train.has_steps())
+  if (open > 0 && !train.has_steps())
     rules_.add("train.steps",
                "is missing, and a stage without steps or tokens takes what the others leave of it",
                "give every stage a budget, or say how long to train: steps: 1000, or tokens: 2B",
                {key("stages"), "train.tokens"});
-  else if (train.has_steps() && (open ? sum >= train.steps() : sum != train.steps()))
+  else if (train.has_steps() && (open > 0 ? train.steps() - sum < open : sum != train.steps()))
     rules_.add("train.steps",
                fmt::format("{} steps, and the stages add up to {}{}", train.steps(), sum,
-                           open ? ", which leaves too little for those without a budget" : ""),
-               open ? "raise train.steps, or shorten a stage"
-                    : "leave train.steps out (it then is their sum), or change the stages",
+                           open > 0 ? ", which leaves too little for those without a budget" : ""),
+               open > 0 ? "raise train.steps, or shorten a stage"
+                        : "leave train.steps out (it then is their sum), or change the stages",
                {key("stages"), "train.tokens"});
 }
 

@@ -87,6 +87,9 @@ TEST(Curriculum, BudgetsAndShares) {
   EXPECT_EQ(summed.loaded.config.train().steps(), 15);
   EXPECT_EQ(summed.loaded.config.train().sequence_length(), 1024);
   EXPECT_NE(errors(check({listed})).find("train.steps: is missing"), std::string::npos);
+  EXPECT_NE(errors(check({"curriculum={type: growlength, min_length: 256}", "train.steps=2"}))
+                .find("leaves too little"),
+            std::string::npos);
   EXPECT_NE(errors(check({listed, "train.steps=12"})).find("add up to 12, which leaves too little"),
             std::string::npos);
   EXPECT_NE(errors(check({listed, "curriculum.stages[2].steps=3", "train.steps=20"}))
