@@ -177,6 +177,13 @@ DistinctStages distinct_stages(const std::vector<StagePlan>& stages) {
   return out;
 }
 
+std::size_t stages_trained(const std::vector<std::int64_t>& stage_steps) {
+  std::size_t out = 1;
+  for (std::size_t i = 0; i < stage_steps.size(); ++i)
+    if (stage_steps[i] > 0) out = i + 1;
+  return out;
+}
+
 RunConfig trained_config(const RunConfig& config, const std::vector<std::int64_t>& stage_steps) {
   const std::vector<StagePlan> stages = plan_stages(config);
   std::size_t last = 0;

@@ -55,9 +55,12 @@ struct DistinctStages {
 };
 DistinctStages distinct_stages(const std::vector<StagePlan>& stages);
 
+// How many stages have begun to train, the first always, given the steps done in each
+// (io::TrainState::stage_steps).
+std::size_t stages_trained(const std::vector<std::int64_t>& stage_steps);
+
 // The configuration of the last stage that has trained, at the longest length that has, given the
-// steps done in each stage (io::TrainState::stage_steps; empty: the first): the model as a
-// checkpoint holds it.
+// steps done in each stage (empty: the first): the model as a checkpoint holds it.
 RunConfig trained_config(const RunConfig& config, const std::vector<std::int64_t>& stage_steps);
 
 // One line for each stage: steps, length, tokens, layout, and what else differs from the one

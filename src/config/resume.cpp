@@ -76,9 +76,7 @@ void compare_stage(const StagePlan& before, const StagePlan& now, std::int64_t d
 std::vector<std::string> resume_conflicts(const RunConfig& saved, const RunConfig& current,
                                           const std::vector<std::int64_t>& stage_steps) {
   const std::vector<StagePlan> before = plan_stages(saved), now = plan_stages(current);
-  std::size_t trained = 1;
-  for (std::size_t i = 0; i < stage_steps.size(); ++i)
-    if (stage_steps[i] > 0) trained = i + 1;
+  const std::size_t trained = stages_trained(stage_steps);
   if (trained == 1 && before.size() == 1 && now.size() == 1) return differences(saved, current);
   std::vector<std::string> out;
   const bool gated = current.curriculum().type() == "gated";

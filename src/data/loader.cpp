@@ -19,6 +19,13 @@ PackingOptions packing_options(const config::RunConfig& config) {
       .reset_positions = config.positions().reset_per_document()};
 }
 
+// Without links, dots and what is relative; a path that cannot be followed stands for itself.
+std::filesystem::path file_of(const std::string& path) {
+  std::error_code error;
+  std::filesystem::path file = std::filesystem::weakly_canonical(path, error);
+  return error ? std::filesystem::path(path) : file;
+}
+
 }  // namespace
 
 PositionOptions position_options(const config::RunConfig& config) {
@@ -40,13 +47,17 @@ PositionOptions position_options(const config::RunConfig& config) {
   return options;
 }
 
-std::vector<std::string> training_stores(const std::vector<StagePlan>& stages) {
-  std::vector<std::string> out;
-  for (const StagePlan& stage : stages) {
-    std::map<std::string, std::ptrdiff_t> wanted;
-    for (const config::DataSource& source : stage.config.data().train())
-      if (++wanted[source.path()] > std::count(out.begin(), out.end(), source.path()))
-        out.push_back(source.path());
+std::vector<TrainingStore> training_stores(const std::vector<StagePlan>& stages) {
+  std::vector<TrainingStore> out;
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    std::map<std::filesystem::path, std::ptrdiff_t> wanted;
+    for (const config::DataSource& source : stages[i].config.data().train()) {
+      const std::filesystem::path file = file_of(source.path());
+      const auto known = std::count_if(
+          out.begin(), out.end(), [&](const TrainingStore& store) { return store.file == file; });
+      if (++wanted[file] > known)
+        out.push_back({.path = source.path(), .file = file, .first_stage = i});
+    }
   }
   return out;
 }
@@ -61,11 +72,12 @@ PackingOptions training_packing(const config::RunConfig& config) {
 
 // The weight of each store in one stage; 0 for those it does not name.
 std::vector<double> weights_in(const config::RunConfig& stage,
-                               const std::vector<std::string>& stores) {
+                               const std::vector<TrainingStore>& stores) {
   std::vector<double> out(stores.size(), 0.0);
   for (const config::DataSource& source : stage.data().train()) {
+    const std::filesystem::path file = file_of(source.path());
     std::size_t i = 0;
-    while (stores[i] != source.path() || out[i] != 0) ++i;
+    while (stores[i].file != file || out[i] != 0) ++i;
     out[i] = source.weight();
   }
   return out;
@@ -94,7 +106,7 @@ void check_positions_are_free(const TokenStore& store, const std::string& path,
 }  // namespace
 
 StageStart reading_as(StageStart start, const StagePlan& stage,
-                      const std::vector<std::string>& stores) {
+                      const std::vector<TrainingStore>& stores) {
   start.weights = weights_in(stage.config, stores);
   start.packing = training_packing(stage.config);
   return start;
@@ -107,12 +119,12 @@ SampleReader open_training_data(const config::RunConfig& config, TokenStore::Ver
     throw Error(ExitCode::kUsage, {.what = "no training data is named",
                                    .where = "data.train",
                                    .fix = "list token stores: [{path: data/text.h5}]"});
-  const std::vector<std::string> stores = training_stores(stages);
+  const std::vector<TrainingStore> stores = training_stores(stages);
   const std::vector<double> weights = weights_in(first, stores);
   std::vector<WeightedStore> sources;
   for (std::size_t i = 0; i < stores.size(); ++i) {
-    sources.push_back({std::make_shared<const TokenStore>(stores[i], verify), weights[i]});
-    check_positions_are_free(*sources.back().store, stores[i], stages);
+    sources.push_back({std::make_shared<const TokenStore>(stores[i].path, verify), weights[i]});
+    check_positions_are_free(*sources.back().store, stores[i].path, stages);
   }
   return SampleReader(std::move(sources), {.seed = config.seed(),
                                            .packing = training_packing(first),

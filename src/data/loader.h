@@ -6,7 +6,11 @@
 // Verifying hashes reads each file once: one rank per machine is enough, the others may pass kSize.
 #pragma once
 
+#include <cstddef>
+#include <filesystem>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "config/curriculum.h"
 #include "data/sampler.h"
@@ -19,13 +23,20 @@ namespace farspan {
 // over a store that has its own.
 SampleReader open_training_data(const config::RunConfig& config, TokenStore::Verify verify);
 
-// The stores that the stages read, in order of first use. One that a stage names twice is two
-// sources. What a reader of open_training_data() has for sources.
-std::vector<std::string> training_stores(const std::vector<StagePlan>& stages);
+// A source of training text.
+struct TrainingStore {
+  std::string path;             // as first spelled
+  std::filesystem::path file;   // where that leads: a store spelled in two ways is one
+  std::size_t first_stage = 0;  // that reads it
+};
+// The stores that the stages read, in order of first use, so that stages still to come change
+// nothing for those before. One that a stage names twice is two sources. What a reader of
+// open_training_data() has for sources.
+std::vector<TrainingStore> training_stores(const std::vector<StagePlan>& stages);
 // `start` with the mixture, documents and positions of `stage`. One that reads a single stage's own
 // sources leaves the weights to the reader.
 StageStart reading_as(StageStart start, const StagePlan& stage,
-                      const std::vector<std::string>& stores);
+                      const std::vector<TrainingStore>& stores);
 
 // The sampler of a resolved configuration.
 PositionOptions position_options(const config::RunConfig& config);

@@ -190,9 +190,10 @@ std::int64_t SampleReader::epoch_tokens(std::size_t source) const {
   return streams_.at(source).epoch_tokens();
 }
 
-std::string SampleReader::fingerprint() const {
+std::string SampleReader::fingerprint(std::size_t count) const {
+  FARSPAN_CHECK(count <= sources_.size(), "{} of {} sources", count, sources_.size());
   std::vector<const TokenStore*> stores;
-  for (const WeightedStore& source : sources_) stores.push_back(source.store.get());
+  for (std::size_t i = 0; i < count; ++i) stores.push_back(sources_[i].store.get());
   return data_fingerprint(stores);
 }
 

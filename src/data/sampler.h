@@ -74,7 +74,9 @@ class SampleReader {
 
   const std::vector<WeightedStore>& sources() const { return sources_; }
   std::int64_t epoch_tokens(std::size_t source) const;  // tokens of one epoch
-  std::string fingerprint() const;                      // data_fingerprint of the sources
+  // data_fingerprint of the first `count` sources, or of all.
+  std::string fingerprint(std::size_t count) const;
+  std::string fingerprint() const { return fingerprint(sources_.size()); }
 
  private:
   struct Stream;

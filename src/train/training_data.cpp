@@ -15,7 +15,6 @@ TrainingData::TrainingData(const config::RunConfig& config, std::vector<StagePla
       stores_(training_stores(stages_)),
       reader_(open_training_data(config, TokenStore::Verify::kHash)),
       first_store_(reader_.sources().front().store),
-      fingerprint_(reader_.fingerprint()),
       validation_(open_validation_data(config, TokenStore::Verify::kHash)) {
   find_starts();
 }
@@ -84,6 +83,13 @@ IndexRange TrainingData::samples_of(std::int64_t step) const {
   const std::int64_t first =
       starts_[stage].first_sample + (step - stages_[stage].first_step) * count;
   return {first, first + count};
+}
+
+std::string TrainingData::fingerprint(std::size_t trained) const {
+  const auto count = std::count_if(stores_.begin(), stores_.end(), [&](const TrainingStore& store) {
+    return store.first_stage < trained;
+  });
+  return reader_.fingerprint(static_cast<std::size_t>(count));
 }
 
 std::int64_t TrainingData::skipped_tokens(std::int64_t step) const {

@@ -57,7 +57,8 @@ class TrainingData {
   std::int64_t num_evaluation_batches() const;
   MicroBatch evaluation_batch(std::int64_t index);
 
-  std::string fingerprint() const { return fingerprint_; }
+  // data_fingerprint of what the first `trained` stages read: those after them may change.
+  std::string fingerprint(std::size_t trained) const;
   const TokenizerInfo& tokenizer() const;
   // The first tokens of the held-out text, or of the training text: a prompt.
   std::vector<std::int32_t> prompt(std::int64_t tokens) const;
@@ -86,7 +87,7 @@ class TrainingData {
 
   std::int64_t evaluation_tokens_;
   std::vector<StagePlan> stages_;
-  std::vector<std::string> stores_;
+  std::vector<TrainingStore> stores_;
   std::vector<const Mesh*> meshes_;
   std::vector<std::size_t> kinds_;  // stages with equal numbers are cut alike
   ArenaSizes sizes_{};
@@ -99,7 +100,6 @@ class TrainingData {
   SampleReader reader_;
   std::vector<StageStart> starts_;
   std::shared_ptr<const TokenStore> first_store_;
-  std::string fingerprint_;
   std::optional<EvaluationReader> validation_;
   std::optional<Prefetcher<std::vector<MicroBatch>>> prefetch_;
 };

@@ -191,7 +191,7 @@ void TrainingRun::save() {
   for (const std::int64_t steps : stage_steps()) state.add_stage_steps(steps);
   if (std::isfinite(gate_loss_)) state.set_gate_loss(gate_loss_);
   state.set_seed(config_.seed());
-  state.set_data_fingerprint(data_->fingerprint());
+  state.set_data_fingerprint(data_->fingerprint(stages_trained(stage_steps())));
   auto traced = trace_.section("checkpoint.snapshot");
   saver_->save(*engine_, state);
 }

@@ -238,10 +238,10 @@ void TrainingRun::check_compatible(const io::Manifest& manifest, const fs::path&
   if (conflicts.empty() && state.samples() != samples)
     conflicts.push_back(fmt::format("curriculum: {} sequences drawn in the saved run, {} now",
                                     state.samples(), samples));
-  if (manifest.state().data_fingerprint() != data_->fingerprint())
+  if (state.data_fingerprint() != data_->fingerprint(stages_trained(done)))
     conflicts.push_back(
-        "data.train and the stages' train: the token stores, also of stages that have not begun, "
-        "hold other text than when the run began (model.from starts a new run on other text)");
+        "data.train: the token stores of the stages that have begun hold other text than when they "
+        "did (model.from starts a new run on other text)");
   if (conflicts.empty()) return;
   std::string what =
       "this configuration cannot continue the run: it differs in what must not change";

@@ -163,6 +163,50 @@ class Curriculum(unittest.TestCase):
                         f"train.steps={STEPS + 4}", expect=2)
         self.assertIn("stage 0 of the curriculum, its steps: 3 done, 4 now", refused.stderr)
 
+    # Another stage on other text: as if it had been planned from the start, also when what was
+    # planned for later is left out or reads something else.
+    def test_later_stages_may_read_other_text(self):
+        third = self.workspace.path / "third.h5"
+        result = farspan("data", "synth", "--kind", "documents", "--out", third, "--tokens", "20k",
+                         "--seed", "11", "--quiet")
+        self.assertEqual(result.returncode, 0, result.stderr)
+
+        def listed(*others):
+            items = ["{sequence_length: 64, steps: 3}"] + [
+                f"{{sequence_length: 128, steps: 3, train: [{store}]}}" for store in others]
+            return "curriculum={type: growlength, stages: [" + ", ".join(items) + "]}"
+
+        other = self.workspace.other
+        # Constant: the schedule runs over all steps, so over stages still to come.
+        budget = ("train.steps=null", "schedule={type: constant, warmup: 2}")
+        self.train("planned", listed(other, third), *budget)
+        expected = digest(self.workspace.run_folder("planned"))
+        self.train("added", listed(), *budget)
+        self.train("added", listed(other), *budget)
+        self.train("added", listed(other, third), *budget)
+        self.assertEqual(digest(self.workspace.run_folder("added")), expected)
+        checkpoints = self.workspace.run_folder("planned") / "checkpoints"
+        self.train("swapped", listed(third, other), *budget, "--resume", checkpoints / "step_00000003")
+        self.assertNotEqual(digest(self.workspace.run_folder("swapped")), expected)
+        self.train("dropped", listed(other), *budget, "--resume", checkpoints / "step_00000006")
+        # A stage that has begun keeps its text: under its name, and under what the name holds.
+        refused = self.train("refused", listed(third), *budget, "--resume",
+                             checkpoints / "step_00000004", expect=2)
+        self.assertIn("stage 1 of the curriculum, data.train[0].path", refused.stderr)
+        files = [other, Path(f"{other}.manifest.json")]
+        for file in files:
+            file.rename(f"{file}.kept")
+        try:
+            result = farspan("data", "synth", "--kind", "documents", "--out", other, "--tokens", "20k",
+                             "--seed", "12", "--quiet")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            refused = self.train("refused", listed(other), *budget, "--resume",
+                                 checkpoints / "step_00000004", expect=2)
+            self.assertIn("hold other text than when they did", refused.stderr)
+        finally:
+            for file in files:
+                Path(f"{file}.kept").rename(file)
+
     # The mask grows, the packed length stays; from any step on, on one rank or two.
     def test_window(self):
         window = ("curriculum={type: window, initial_window: 16, window_steps: 8}",

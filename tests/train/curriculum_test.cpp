@@ -118,6 +118,58 @@ TEST(CurriculumData, MixturesChangeAndLoseNothing) {
   EXPECT_GE(of_b, kBatch * 2 + 96);
 }
 
+// However a stage spells a store, it goes on where the one before ended.
+TEST(CurriculumData, TwoSpellingsAreOneSource) {
+  const TemporaryFolder folder;
+  write_numbered(folder / "a.h5", 0, kBatch * kSteps);
+  std::filesystem::create_symlink(folder / "a.h5", folder / "link.h5");
+  std::filesystem::create_symlink(folder / "a.h5.manifest.json", folder / "link.h5.manifest.json");
+  config::RunConfig c = staged_config(folder / "a.h5", 1);
+  const auto spell = [&](int stage, const std::filesystem::path& path) {
+    c.mutable_curriculum()->mutable_stages(stage)->add_train()->set_path(path.string());
+  };
+  spell(1, folder / "." / "a.h5");
+  spell(2, std::filesystem::relative(folder / "a.h5"));
+  spell(3, folder / "link.h5");
+  EXPECT_EQ(training_stores(plan_stages(c)).size(), 1U);
+  const auto counts = count_tokens(c, 1);
+  EXPECT_EQ(counts.size(), static_cast<std::size_t>(kBatch * kSteps));
+  for (const auto& [token, count] : counts) ASSERT_EQ(count, 1) << "token " << token;
+  // Named twice in one stage it stays two sources, spelled alike or not.
+  spell(1, folder / "a.h5");
+  EXPECT_EQ(training_stores(plan_stages(c)).size(), 2U);
+}
+
+// What stages still to come read is in no checkpoint, and changes nothing for those before.
+TEST(CurriculumData, FingerprintsOfStagesThatHaveBegun) {
+  const TemporaryFolder folder;
+  const char* const names[] = {"a.h5", "b.h5", "c.h5"};
+  for (int i = 0; i < 3; ++i) write_numbered(folder / names[i], 3000 * i, 3000 - i);
+  const auto staged = [&](const char* third) {
+    config::RunConfig c = staged_config(folder / "a.h5", 1);
+    auto& stage = *c.mutable_curriculum()->mutable_stages(2);
+    for (const char* name : {"a.h5", third}) stage.add_train()->set_path((folder / name).string());
+    return c;
+  };
+  const config::RunConfig with_b = staged("b.h5"), with_c = staged("c.h5");
+  const config::RunConfig alone = staged_config(folder / "a.h5", 1);
+  const TrainingData b(with_b, plan_stages(with_b)), c(with_c, plan_stages(with_c)),
+      a(alone, plan_stages(alone));
+  for (const std::size_t trained : {1, 2}) {
+    EXPECT_EQ(b.fingerprint(trained), c.fingerprint(trained));
+    EXPECT_EQ(b.fingerprint(trained), a.fingerprint(4));
+  }
+  EXPECT_NE(b.fingerprint(3), c.fingerprint(3));
+  EXPECT_EQ(b.fingerprint(3), b.fingerprint(4));
+  EXPECT_NE(b.fingerprint(3), a.fingerprint(3));
+  // Without stages: of all stores, as ever.
+  config::RunConfig single = staged_config(folder / "a.h5", 1);
+  single.mutable_data()->add_train()->set_path((folder / "b.h5").string());
+  single.clear_curriculum();
+  EXPECT_EQ(TrainingData(single, plan_stages(single)).fingerprint(1),
+            open_training_data(single, TokenStore::Verify::kSize).fingerprint());
+}
+
 TEST(CurriculumData, CursorsFollowTheStages) {
   const TemporaryFolder folder;
   write_numbered(folder / "a.h5", 0, kBatch * kSteps);
