@@ -6,8 +6,9 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
-#include "config/run_config.pb.h"
+#include "config/curriculum.h"
 #include "data/batch.h"
 
 namespace farspan {
@@ -18,5 +19,10 @@ bool sharding_is_automatic(const config::RunConfig& config);
 // the same on every rank, and whenever a run is started again. Returns the choice and its reason in
 // one line; "" when nothing was free. Throws Error(kUsage) when nothing is possible.
 std::string choose_sharding(config::RunConfig& config, const Batch& batch);
+
+// Writes what was chosen for `stages` (plan_stages(config), each through choose_sharding) into
+// `config`, so that a run of it is the same run. Stages of a window, and those that cycles repeat,
+// share a place there: where they chose differently it stays auto, which chooses the same again.
+void record_sharding(config::RunConfig& config, const std::vector<StagePlan>& stages);
 
 }  // namespace farspan

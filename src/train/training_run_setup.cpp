@@ -97,12 +97,8 @@ void TrainingRun::choose() {
       const bool many = stages_.size() > 1;
       const std::string choice = choose_sharding(stage.config, data_->first_batch(i));
       why.push_back(many ? fmt::format("stage {}: {}", stage.index, choice) : choice);
-      // What config.resolved.yaml will say.
-      config::Curriculum& curriculum = *config_.mutable_curriculum();
-      *(stage.entry < 0 ? config_.mutable_parallel()
-                        : curriculum.mutable_stages(stage.entry)->mutable_parallel()) =
-          stage.config.parallel();
     }
+    record_sharding(config_, stages_);  // what config.resolved.yaml will say
   });
   for (const std::string& line : why) {
     agree_on(world_, "choice of layout and strategy", line);

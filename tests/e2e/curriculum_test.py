@@ -226,6 +226,23 @@ class Curriculum(unittest.TestCase):
             self.assertEqual(digest(self.workspace.run_folder(name)),
                              digest(self.workspace.run_folder("window")))
 
+    # Its windows choose layouts of their own here; config.resolved.yaml says one key for all.
+    def test_resolved_chooses_the_same(self):
+        self.train("chosen", "curriculum={type: window, window_steps: 8}", "train.sequence_length=192",
+                   "parallel.layout=auto", "parallel.attention=auto", ranks=2)
+        folder, again = (self.workspace.run_folder(name) for name in ("chosen", "chosen_again"))
+
+        def choices(run):
+            return [line.split(" I ", 1)[1] for line in (run / "run.log").read_text().splitlines()
+                    if "(auto)" in line]
+
+        self.assertGreater(len({line.split("parallel.", 1)[1] for line in choices(folder)}), 1)
+        result = farspan("train", folder / "config.resolved.yaml", f"output_dir={again}", "--quiet",
+                         ranks=2)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(choices(again), choices(folder))
+        self.assertEqual(digest(again), digest(folder))
+
     def test_cyclic(self):
         cyclic = ("curriculum={type: cyclic, min_length: 96, max_length: 384, cycles: 2}",)
         self.train("cyclic", *cyclic)

@@ -10,6 +10,7 @@
 #include "data/token_store.h"
 #include "support/engine_runs.h"
 #include "support/tiny_config.h"
+#include "train/auto_sharding.h"
 #include "train/temporary_folder.h"
 #include "train/training_data.h"
 
@@ -181,6 +182,43 @@ TEST(CurriculumData, CursorsFollowTheStages) {
   EXPECT_EQ(data.samples_of(kSteps).begin, 3 * 16 + 2 * 6 + 3 * 4 + 2 * 2);
   EXPECT_EQ(data.stage_start(2).first_sample, 60);
   EXPECT_EQ(data.stage_start(2).source_tokens[0], 5 * kBatch);
+}
+
+// What was chosen is written where all stages of a place chose alike; else it stays auto.
+TEST(CurriculumSharding, ChoicesAreRecordedWherePlacesAgree) {
+  config::RunConfig window = tiny_config();
+  window.mutable_train()->set_steps(100);
+  window.mutable_train()->set_sequence_length(96);
+  window.mutable_curriculum()->set_type("window");
+  window.mutable_curriculum()->set_window_steps(60);
+  config::RunConfig cyclic = staged_config("a.h5", 1);
+  cyclic.mutable_curriculum()->set_type("cyclic");
+  cyclic.mutable_curriculum()->set_cycles(2);
+  for (auto& stage : *cyclic.mutable_curriculum()->mutable_stages())
+    stage.mutable_parallel()->set_layout("auto");
+  window.mutable_parallel()->set_layout("auto");
+  const auto recorded = [](config::RunConfig config, std::size_t other) {
+    std::vector<StagePlan> stages = plan_stages(config);
+    for (std::size_t i = 0; i < stages.size(); ++i)
+      stages[i].config.mutable_parallel()->set_layout(i == other ? "striped" : "zigzag");
+    record_sharding(config, stages);
+    return config;
+  };
+  constexpr std::size_t kNone = 1000;
+  EXPECT_EQ(recorded(window, kNone).parallel().layout(), "zigzag");
+  EXPECT_EQ(recorded(window, 3).parallel().layout(), "auto");
+  const auto layouts = [&](std::size_t other) {
+    std::vector<std::string> out;
+    const config::RunConfig config = recorded(cyclic, other);
+    for (const config::Stage& stage : config.curriculum().stages())
+      out.push_back(stage.parallel().layout());
+    return out;
+  };
+  EXPECT_EQ(layouts(kNone), (std::vector<std::string>(4, "zigzag")));
+  EXPECT_EQ(layouts(5), (std::vector<std::string>{"zigzag", "auto", "zigzag", "zigzag"}));
+  // A layout that was given is left alone.
+  window.mutable_parallel()->set_layout("contiguous");
+  EXPECT_EQ(recorded(window, kNone).parallel().layout(), "contiguous");
 }
 
 void copy(Engine& from, Engine& to) {
