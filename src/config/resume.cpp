@@ -59,7 +59,8 @@ std::vector<std::string> differences(const RunConfig& saved, const RunConfig& cu
 }
 
 // A stage that has trained `done` steps and, unless it is the present one, will train no more.
-void compare_stage(const StagePlan& before, const StagePlan& now, std::int64_t done, bool present,
+// Whether it ends, or its window begins, elsewhere than it did.
+bool compare_stage(const StagePlan& before, const StagePlan& now, std::int64_t done, bool present,
                    bool gated, std::vector<std::string>& out) {
   const std::string stage = fmt::format("stage {} of the curriculum, ", now.index);
   for (const std::string& difference : differences(before.config, now.config))
@@ -67,8 +68,33 @@ void compare_stage(const StagePlan& before, const StagePlan& now, std::int64_t d
   if (before.window != now.window)
     out.push_back(
         fmt::format("{}its window: {} in the saved run, {} now", stage, before.window, now.window));
-  if (present ? now.steps < done : !gated && now.steps != done)
-    out.push_back(fmt::format("{}its steps: {} done, {} now", stage, done, now.steps));
+  const bool moved = present ? now.steps < done : !gated && now.steps != done;
+  if (moved) out.push_back(fmt::format("{}its steps: {} done, {} now", stage, done, now.steps));
+  return moved || before.window != now.window;
+}
+
+// Why stages that nobody touched end elsewhere, and what to do instead.
+std::string moved_by_steps(const RunConfig& saved, const RunConfig& current) {
+  const std::string what = fmt::format("train.steps: {} in the saved run, {} now, ",
+                                       saved.train().steps(), current.train().steps());
+  const std::string& type = current.curriculum().type();
+  if (type == "window")
+    return what + fmt::format(
+                      "and a share of it as window_steps moves every window: to change it "
+                      "give the saved run's, curriculum.window_steps={:g}",
+                      saved.curriculum().window_steps());
+  if (type == "cyclic")
+    return what +
+           "and the stages of cyclic share it equally, also those that are over: to change it list "
+           "all stages in order, each with the steps of the saved run, as type: growlength";
+  const bool listed = type == saved.curriculum().type() && saved.curriculum().stages_size() > 0;
+  return what +
+         "and stages without steps of their own share it equally, also those that are over: "
+         "to change it list the stages with their steps" +
+         (listed ? fmt::format(", as config.resolved.yaml of the saved run does (train that with "
+                               "train.steps=null and another curriculum.stages[{}].steps)",
+                               saved.curriculum().stages_size() - 1)
+                 : "");
 }
 
 }  // namespace
@@ -79,6 +105,7 @@ std::vector<std::string> resume_conflicts(const RunConfig& saved, const RunConfi
   const std::size_t trained = stages_trained(stage_steps);
   if (trained == 1 && before.size() == 1 && now.size() == 1) return differences(saved, current);
   std::vector<std::string> out;
+  bool moved = false;
   const bool gated = current.curriculum().type() == "gated";
   for (std::size_t i = 0; i < std::min(trained, before.size()); ++i) {
     if (i == now.size()) {
@@ -89,8 +116,10 @@ std::vector<std::string> resume_conflicts(const RunConfig& saved, const RunConfi
       break;
     }
     const std::int64_t done = i < stage_steps.size() ? stage_steps[i] : 0;
-    compare_stage(before[i], now[i], done, i + 1 == trained, gated, out);
+    moved |= compare_stage(before[i], now[i], done, i + 1 == trained, gated, out);
   }
+  if (moved && saved.train().steps() != current.train().steps())
+    out.push_back(moved_by_steps(saved, current));
   return out;
 }
 

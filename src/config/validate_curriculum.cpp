@@ -19,6 +19,7 @@ class CurriculumRules {
     if (!has_stages(config_)) return;
     check_lengths();
     if (type() == "gated") check_gate();
+    if (curriculum_.stages_size() == 0) return;  // said by check_lengths
     if (type() == "cyclic")
       check_cycles();
     else

@@ -90,6 +90,12 @@ TEST(Curriculum, BudgetsAndShares) {
   EXPECT_NE(errors(check({"curriculum={type: growlength, min_length: 256}", "train.steps=2"}))
                 .find("leaves too little"),
             std::string::npos);
+  EXPECT_NE(
+      errors(check({"curriculum={type: growlength, stages: [{sequence_length: 128, steps: 4}, "
+                    "{sequence_length: 512}, {sequence_length: 1k}]}",
+                    "train.steps=5"}))
+          .find("5 steps, and the stages add up to 4, which leaves too little"),
+      std::string::npos);
   EXPECT_NE(errors(check({listed, "train.steps=12"})).find("add up to 12, which leaves too little"),
             std::string::npos);
   EXPECT_NE(errors(check({listed, "curriculum.stages[2].steps=3", "train.steps=20"}))
@@ -237,7 +243,25 @@ TEST(Curriculum, BadInputIsNamed) {
   };
   const std::vector<Case> cases = {
       {{stages("{sequence_length: 512, steps: 2}, {sequence_length: 3000, steps: 2}")},
-       "curriculum.stages[1].sequence_length: train.batch_tokens: 16384 is not a multiple"},
+       "train.batch_tokens: 16384 is not a multiple of sequence_length x data ranks, 3000 x 1 "
+       "(stage 1)\n      fix: use 192000, a multiple of every stage's, or lengths that divide"},
+      {{stages(
+           "{sequence_length: 512, steps: 2, parallel: {data: 2}}, {sequence_length: 768, steps: "
+           "2}, {sequence_length: 1280, steps: 2}")},
+       "768 x 1 (stage 1), 1280 x 1 (stage 2)\n      fix: use 15360 or 30720, a multiple of every"},
+      {{stages(
+           "{sequence_length: 512, steps: 2, parallel: {data: 3}}, {sequence_length: 1k, steps: "
+           "2}")},
+       "or set curriculum.stages[0].parallel.data=1 curriculum.stages[0].parallel.context=2"},
+      {{stages(
+           "{sequence_length: 512, steps: 2, parallel: {data: 3}}, {sequence_length: 1k, steps: "
+           "2, parallel: {data: 3}}")},
+       "or set curriculum.stages[1].parallel.data=1 curriculum.stages[1].parallel.context=2"},
+      {{stages("{sequence_length: 512, steps: 2}, {sequence_length: 1k, steps: 2}"),
+        "parallel.data=3"},
+       "parallel.context: 2 ranks do not fit a mesh of data 3 x context auto\n      fix: start a "
+       "multiple of 3 ranks (mpirun -np 3 farspan ..., or --local-ranks 3), or set "
+       "parallel.data=1"},
       {{stages("{sequence_length: 64, steps: 2}, {sequence_length: 512, steps: 2}")},
        "curriculum.stages[0].sequence_length: 64 tokens on 2 context ranks are 32 each, less than"},
       {{stages("{sequence_length: 512, steps: 2, parallel: {data: 2, context: 2}}, "
@@ -275,6 +299,17 @@ TEST(Curriculum, BadInputIsNamed) {
   for (const Case& c : cases) {
     const std::string text = errors(check(c.overrides, c.ranks));
     EXPECT_NE(text.find(c.words), std::string::npos) << c.words << "\n" << text;
+  }
+  // Once for all stages; and nothing about the defaults of a run whose stages are not known.
+  for (const auto& overrides : std::vector<std::vector<std::string>>{
+           {stages("{sequence_length: 512, steps: 2}, {sequence_length: 768, steps: 2}, "
+                   "{sequence_length: 1280, steps: 2}")},
+           {"train.steps=9", "train.batch_tokens=1000",
+            "curriculum={type: cyclic, min_length: 96, max_length: 500}"},
+           {"train.steps=9", "train.batch_tokens=1000",
+            "curriculum={type: growlength, min_length: 96, max_length: 500}"}}) {
+    const std::string only = errors(check(overrides));
+    EXPECT_EQ(std::count(only.begin(), only.end(), '\n'), 2) << only;
   }
   // What all stages have in common is said once.
   const std::string text =
@@ -325,6 +360,35 @@ TEST(Curriculum, WhatMayChangeOnResume) {
             std::string::npos);
   EXPECT_NE(conflicts(first + "{sequence_length: 2k, steps: 6}", done)
                 .find("train.sequence_length: 1024 in the saved run, 2048 now"),
+            std::string::npos);
+  // More steps move stages that share them: it is said that they did, and what to do.
+  const auto moved = [&](const std::string& curriculum) {
+    const auto with_steps = [&](const char* steps) {
+      const LoadResult result = check({"curriculum=" + curriculum, steps});
+      EXPECT_EQ(errors(result), "");
+      return result.loaded.config;
+    };
+    std::string out;
+    for (const std::string& c :
+         resume_conflicts(with_steps("train.steps=12"), with_steps("train.steps=24"), {6, 6}))
+      out += c + "\n";
+    return out;
+  };
+  const std::pair<const char*, const char*> shares[] = {
+      {"{type: growlength, min_length: 512, max_length: 1k}",
+       "stage 0 of the curriculum, its steps: 6 done, 12 now\ntrain.steps: 12 in the saved run, 24 "
+       "now, and stages without steps of their own share it equally, also those that are over: to "
+       "change it list the stages with their steps, as config.resolved.yaml of the saved run does "
+       "(train that with train.steps=null and another curriculum.stages[1].steps)\n"},
+      {"{type: cyclic, min_length: 512, max_length: 1k, cycles: 1}",
+       "the stages of cyclic share it equally, also those that are over"},
+      {"{type: window}", "give the saved run's, curriculum.window_steps=7\n"},
+  };
+  for (const auto& [curriculum, words] : shares) {
+    const std::string text = moved(curriculum);
+    EXPECT_NE(text.find(words), std::string::npos) << words << "\n" << text;
+  }
+  EXPECT_EQ(conflicts("{sequence_length: 512, steps: 9}", {4}).find("train.steps"),
             std::string::npos);
   // Not begun: free.
   EXPECT_EQ(conflicts(first + "{sequence_length: 2k, steps: 6}", {4, 0}), "");
