@@ -13,6 +13,7 @@
 #include "comm/agree.h"
 #include "data/loader.h"
 #include "train/generate.h"
+#include "train/long_scoring.h"
 
 namespace farspan::app {
 namespace {
@@ -78,6 +79,20 @@ EvalOrigin origin_of(const InferenceModel& model, const CommonArguments& args) {
           .trained_context = model.trained_context()};
 }
 
+// --attention, with what it needs checked before the work.
+LongAttentionOptions attention_of(const InferenceModel& model, const CommonArguments& args) {
+  const LongAttentionOptions out = long_attention_options(args.model, model);
+  if (out.kind != LongAttentionKind::kNone)
+    check_long_attention(model.config(), out, model.mesh().context_size());
+  return out;
+}
+
+std::unique_ptr<ScoringModel> scoring_of(InferenceModel& model,
+                                         const LongAttentionOptions& attention) {
+  return attention.kind == LongAttentionKind::kNone ? scoring_model(model)
+                                                    : long_scoring_model(model, attention);
+}
+
 template <typename Report>
 void show(const Report& report, const CommonArguments& args) {
   if (args.json)
@@ -110,7 +125,7 @@ void retrieval_on_rank(const RetrievalArguments& args, Communicator& world,
   std::vector<TaskGrid> grids;
   GenerateOptions generation;
   together(world, [&] {
-    generation.long_attention = long_attention_options(args.model, model);
+    generation.long_attention = attention_of(model, args);
     const std::vector<std::int64_t> lengths = lengths_of(args);
     check_lengths(model, args, lengths, generation.long_attention.kind);
     for (const std::string& task : args.tasks) {
@@ -119,16 +134,17 @@ void retrieval_on_rank(const RetrievalArguments& args, Communicator& world,
         grids.back().document(static_cast<std::int64_t>(l) * grids.back().per_length());
     }
   });
-  report.generated = args.generate || generation.long_attention.kind != LongAttentionKind::kNone;
+  report.generated = args.generate;
+  report.origin.attention_context = generation.long_attention.context;
+  const auto scoring = scoring_of(model, generation.long_attention);
   const bool lead = world.rank() == 0;
   for (const TaskGrid& grid : grids) {
     const auto progress = [&](std::int64_t done, std::int64_t all) {
       if (lead && !args.model.quiet)
         fmt::print(stderr, "{}: {} of {} documents\n", name_of(grid.task), done, all);
     };
-    report.results.push_back(report.generated
-                                 ? generate_retrieval(model, grid, generation, progress)
-                                 : score_retrieval(*scoring_model(model), grid, progress));
+    report.results.push_back(args.generate ? generate_retrieval(model, grid, generation, progress)
+                                           : score_retrieval(*scoring, grid, progress));
   }
   together(world, [&] {
     if (lead) show(report, args);
@@ -167,9 +183,10 @@ EvaluationReader open_text(const InferenceModel& model, const TextArguments& arg
 }
 
 TextPlan plan_text(const TextArguments& args, const InferenceModel& model,
-                   const EvaluationReader& reader, std::int64_t limit) {
+                   const EvaluationReader& reader, std::int64_t limit,
+                   LongAttentionKind attention) {
   TextPlan plan{.lengths = lengths_of(args)};
-  check_lengths(model, args, plan.lengths, LongAttentionKind::kNone);
+  check_lengths(model, args, plan.lengths, attention);
   if (!args.stride.empty()) plan.stride = token_count("--stride", args.stride);
   if (plan.stride > plan.lengths.front())
     refuse("--stride",
@@ -188,11 +205,13 @@ void text_on_rank(const TextArguments& args, Communicator& world, const RankEnvi
   TextPlan plan;
   PerplexityReport report{.origin = origin_of(model, args)};
   Windows brief;
+  LongAttentionOptions attention;
   const std::int64_t limit = args.tokens.empty() ? model.trained().evaluation().tokens()
                                                  : token_count("--tokens", args.tokens);
   together(world, [&] {
     reader.emplace(open_text(model, args));
-    plan = plan_text(args, model, *reader, limit);
+    attention = attention_of(model, args);
+    plan = plan_text(args, model, *reader, limit, attention.kind);
     if (!args.long_ppl) return;
     brief = plan.windows(token_count("--short", args.short_length, 2));
     if (brief.length >= plan.lengths.front())
@@ -204,12 +223,13 @@ void text_on_rank(const TextArguments& args, Communicator& world, const RankEnvi
     if (brief.stride > brief.length)
       refuse("--short-stride", "is more than --short", "use at most that");
   });
+  report.origin.attention_context = attention.context;
   report.data = reader->store().path().string();
   report.documents = reader->packing().documents == Documents::kJoined ? "joined" : "masked";
   report.num_documents = num_documents(reader->store(), plan.span);
   report.truncated = plan.span.tokens < limit;
   const bool lead = world.rank() == 0;
-  const auto scoring = scoring_model(model);
+  const auto scoring = scoring_of(model, attention);
   for (const std::int64_t length : plan.lengths) {
     report.scores.push_back(score_windows(*scoring, *reader, plan.windows(length)));
     if (lead && !args.model.quiet) fmt::print(stderr, "windows of {}: done\n", length);
@@ -275,8 +295,7 @@ void add_retrieval(CLI::App& eval, Session& session, const std::string& name,
       ->capture_default_str();
   cmd->add_option("--seed", args->seed, "of the documents")->capture_default_str();
   cmd->add_flag("--generate", args->generate,
-                "score what the model writes, greedily, instead of one teacher-forced pass (always "
-                "with --attention lm_infinite and dca)");
+                "score what the model writes, greedily, instead of one teacher-forced pass");
   if (name == "passkey")
     cmd->add_option("--distractors", args->distractors, "other keys in the text")
         ->check(CLI::Range(std::int64_t{0}, std::int64_t{10'000}))
@@ -312,12 +331,7 @@ void add_text(CLI::App& eval, Session& session, bool long_ppl) {
     cmd->add_option("--short-stride", args->short_stride,
                     "tokens between short windows (default: a quarter of --short)");
   }
-  cmd->callback([args, &session] {
-    if (args->model.attention != "model")
-      refuse("--attention", "is not built for windows of text yet",
-             "leave it out; eval passkey, kv and ruler have it");
-    start(session, *args, text_on_rank);
-  });
+  cmd->callback([args, &session] { start(session, *args, text_on_rank); });
 }
 
 }  // namespace

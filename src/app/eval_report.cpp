@@ -10,17 +10,25 @@ namespace farspan::app {
 namespace {
 
 Json origin_json(const EvalOrigin& o) {
-  return {{"command", o.command},
-          {"model", o.checkpoint},
-          {"step", o.step},
-          {"overrides", o.overrides},
-          {"ranks", o.ranks},
-          {"attention", o.attention},
-          {"trained_context", o.trained_context}};
+  return {
+      {"command", o.command},
+      {"model", o.checkpoint},
+      {"step", o.step},
+      {"overrides", o.overrides},
+      {"ranks", o.ranks},
+      {"attention", o.attention},
+      {"attention_context", o.attention_context > 0 ? Json(o.attention_context) : Json(nullptr)},
+      {"trained_context", o.trained_context}};
 }
 
 std::string length_name(std::int64_t tokens) {
   return tokens % 1024 == 0 ? fmt::format("{}k", tokens / 1024) : fmt::to_string(tokens);
+}
+
+// How the model was read, where that is not as it was trained: ", dca over a context of 2k".
+std::string attention_note(const EvalOrigin& o) {
+  if (o.attention_context == 0) return {};
+  return fmt::format(", {} over a context of {}", o.attention, length_name(o.attention_context));
 }
 
 Json cell_json(const RetrievalReport& report, const RetrievalCell& c) {
@@ -56,7 +64,8 @@ HeatMap heat_map(const RetrievalReport& report, std::string title) {
               .value_label = "share of documents answered"};
   map.value_min = 0;
   map.value_max = 1;
-  map.subtitle = fmt::format("{}, step {}", report.origin.checkpoint, report.origin.step);
+  map.subtitle = fmt::format("{}, step {}{}", report.origin.checkpoint, report.origin.step,
+                             attention_note(report.origin));
   for (const std::int64_t length : report.results.front().grid.lengths)
     map.column_names.push_back(length_name(length));
   map.columns = static_cast<std::int64_t>(map.column_names.size());
@@ -117,7 +126,8 @@ Json to_json(const RetrievalReport& report) {
 std::string to_text(const RetrievalReport& report) {
   std::string out;
   if (report.results.size() > 1) {
-    out += "documents answered, and in brackets parts of answers\n";
+    out += fmt::format("documents answered, and in brackets parts of answers{}\n",
+                       attention_note(report.origin));
     out += line_of_lengths(report.results.front().grid, "task");
     for (const RetrievalResult& r : report.results) {
       out += fmt::format("  {:>10}", name_of(r.grid.task));
@@ -130,9 +140,10 @@ std::string to_text(const RetrievalReport& report) {
     return out;
   }
   const RetrievalResult& r = report.results.front();
-  out += fmt::format("{}: documents answered, {} for each length and depth ({})\n",
+  out += fmt::format("{}: documents answered, {} for each length and depth ({}{})\n",
                      name_of(r.grid.task), r.grid.samples,
-                     report.generated ? "greedy generation" : "argmax of every answer token");
+                     report.generated ? "greedy generation" : "argmax of every answer token",
+                     attention_note(report.origin));
   out += line_of_lengths(r.grid, "depth");
   for (std::int64_t d = 0; d < r.grid.num_depths(); ++d) {
     out += has_depth(r.grid.task) ? fmt::format("  {:>9.0f}%", 100 * r.grid.depth(d))
@@ -211,9 +222,10 @@ Json to_json(const PerplexityReport& report) {
 }
 
 std::string to_text(const PerplexityReport& report) {
-  std::string out = fmt::format("{}: documents {}, {} of them{}\n", report.data, report.documents,
+  std::string out = fmt::format("{}: documents {}, {} of them{}{}\n", report.data, report.documents,
                                 report.num_documents,
-                                report.truncated ? ", all of a text shorter than asked for" : "");
+                                report.truncated ? ", all of a text shorter than asked for" : "",
+                                attention_note(report.origin));
   out += fmt::format("  {:>8} {:>8} {:>10} {:>10} {:>12}\n", "context", "stride", "scored", "nll",
                      "perplexity");
   for (const WindowScores& s : report.scores)
@@ -244,7 +256,8 @@ void draw(const PerplexityReport& report, const std::string& path) {
                 .x_label = "context (tokens)",
                 .y_label = "perplexity",
                 .log_x = true,
-                .subtitle = fmt::format("{}, {}", report.origin.checkpoint, report.data)};
+                .subtitle = fmt::format("{}, {}{}", report.origin.checkpoint, report.data,
+                                        attention_note(report.origin))};
   plot.binary_x = true;
   Series whole{.name = "all tokens, by window"}, inside{.name = "longest window, by context"};
   whole.style = inside.style = SeriesStyle::kLinePoints;
@@ -280,9 +293,9 @@ Json to_json(const LongPplReport& report) {
 std::string to_text(const LongPplReport& report) {
   std::string out = fmt::format(
       "LongPPL on {}: key tokens gain more than {} nats over {} tokens of context and have a "
-      "log-probability above {}\n  {:>8} {:>10} {:>10} {:>12} {:>12}\n",
-      report.text.data, report.rule.alpha, report.short_length, report.rule.beta, "context",
-      "tokens", "key", "perplexity", "LongPPL");
+      "log-probability above {}{}\n  {:>8} {:>10} {:>10} {:>12} {:>12}\n",
+      report.text.data, report.rule.alpha, report.short_length, report.rule.beta,
+      attention_note(report.text.origin), "context", "tokens", "key", "perplexity", "LongPPL");
   for (std::size_t i = 0; i < report.results.size(); ++i) {
     const LongPerplexity& r = report.results[i];
     out += fmt::format("  {:>8} {:>10} {:>10} {:>12.4f} {:>12}\n",
@@ -309,7 +322,8 @@ void draw(const LongPplReport& report, const std::string& path) {
                 .x_label = "context (tokens)",
                 .y_label = "perplexity",
                 .log_x = true,
-                .subtitle = fmt::format("{}, {}", report.text.origin.checkpoint, report.text.data)};
+                .subtitle = fmt::format("{}, {}{}", report.text.origin.checkpoint, report.text.data,
+                                        attention_note(report.text.origin))};
   plot.binary_x = true;
   Series key{.name = "key tokens"}, all{.name = "all tokens"};
   key.style = all.style = SeriesStyle::kLinePoints;

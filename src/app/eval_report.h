@@ -19,6 +19,7 @@ struct EvalOrigin {
   std::vector<std::string> overrides;
   int ranks = 1;
   std::string attention = "model";
+  std::int64_t attention_context = 0;  // of attention other than the model's
   std::int64_t trained_context = 0;
 };
 

@@ -57,6 +57,24 @@ void KvCache::extend(std::vector<TokenPiece> pieces, std::int64_t stride) {
   FARSPAN_CHECK(rows_ <= capacity_, "{} tokens in a cache for {}", rows_, capacity_);
 }
 
+void KvCache::keep_last(std::int64_t count, const StepContext& ctx) {
+  const std::int64_t forgotten = rows_ - count;
+  if (forgotten <= 0) return;
+  FARSPAN_CHECK(pieces_.size() == 1, "{} runs of tokens", pieces_.size());
+  for (const std::vector<Tensor>* tensors : {&keys_, &values_})
+    for (const Tensor& t : *tensors)
+      for (std::int64_t row = 0; row < count; row += forgotten) {  // parts that do not overlap
+        const std::int64_t n = std::min(forgotten, count - row);
+        ctx.kernels().copy({.src = t.rows(row + forgotten, n), .dst = t.rows(row, n)},
+                           ctx.stream());
+      }
+  pieces_.front().first += forgotten;
+  pieces_.front().position += forgotten;
+  pieces_.front().count = count;
+  rows_ = count;
+  new_rows_ = 0;
+}
+
 void KvCache::put(int layer, Tensor k, Tensor v, const std::vector<IndexRange>& rows,
                   const StepContext& ctx) {
   const auto i = static_cast<std::size_t>(layer);

@@ -30,6 +30,9 @@ class KvCache {
 
   // These tokens take the rows after those in use: `row` is filled in. CHECKs the capacity.
   void extend(std::vector<TokenPiece> pieces, std::int64_t stride = 1);
+  // Forgets all tokens but the last `count`, which move to the first rows. The cache must hold one
+  // run of tokens, by a stride of 1.
+  void keep_last(std::int64_t count, const StepContext& ctx);
   // The tokens last extended by: the given rows of k and v (n, Hkv, D).
   void put(int layer, Tensor k, Tensor v, const std::vector<IndexRange>& rows,
            const StepContext& ctx);

@@ -65,9 +65,11 @@ LongAttention::Part LongAttention::part(const std::vector<std::int32_t>& positio
 }
 
 void LongAttention::begin(std::int64_t count, const StepContext& ctx) {
-  const std::int64_t first = tokens();
-  const TokenPiece queries{.first = first, .count = count, .position = first};
+  const TokenPiece queries{.first = tokens_, .count = count, .position = tokens_};
+  if (options_.kind == LongAttentionKind::kLmInfinite && cache_.rows() + count > cache_.capacity())
+    cache_.keep_last(options_.context - 1, ctx);
   cache_.extend({queries});
+  tokens_ += count;
   new_sinks_ = 0;
   parts_.clear();
   if (options_.kind == LongAttentionKind::kLmInfinite)

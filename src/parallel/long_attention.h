@@ -2,9 +2,10 @@
 // that the model has never seen are replaced by ones that it has. Over kept keys, on one rank; rope
 // only, since keys are rotated by positions that are not their own.
 //
-//   LongAttention attention({.kind = LongAttentionKind::kDualChunk, .context = 4096}, store,
-//                           rotary);
-//   attention.begin(first, count, ctx);        // tables and slices of a pass; ctx.scratch
+//   LongAttention attention({.kind = LongAttentionKind::kDualChunk, .context = 4096}, sizes,
+//   rotary,
+//                           arena);
+//   attention.begin(count, ctx);        // tables and slices of a pass; ctx.scratch
 //   ctx.attention = &attention;
 //
 // Legend: i, j indices of query and key in the document   L = context, tokens that were trained
@@ -20,7 +21,9 @@
 //   M = P_q - P_k,   P_q[i] = i mod s                    same chunk                  (intra-chunk)
 //                             min(s + i mod s, L - 1)    the chunk just before       (successive)
 //                             L - 1                      chunks before that          (inter-chunk)
-// Within s tokens, or with LM-Infinite within L, both are the model's own causal attention.
+// In documents of up to L tokens both are the model's own causal attention: there min(s + i mod s,
+// L - 1) = s + i mod s, since i < L. Dual chunks need all keys; LM-Infinite keeps those of the
+// first `global` and about the last L tokens only.
 #pragma once
 
 #include <algorithm>
@@ -42,6 +45,13 @@ struct LongAttentionOptions {
   std::int64_t chunk_tokens() const {
     return chunk > 0 ? chunk : std::max<std::int64_t>(1, 3 * context / 4);
   }
+  // Room for keys that a document of `tokens` tokens needs, beside the first ones, in passes over
+  // at most `most` of them.
+  std::int64_t room(std::int64_t tokens, std::int64_t most) const {
+    if (kind != LongAttentionKind::kLmInfinite) return tokens;
+    const std::int64_t between = std::max(most, context / 4);  // before keys are moved again
+    return std::min(tokens, context - 1 + between);
+  }
 };
 
 // How positions turn queries and keys: the model's own frequencies.
@@ -52,14 +62,14 @@ struct Rotary {
 
 class LongAttention final : public Attention {
  public:
-  // Caches come from `arena`, with room for sizes.capacity tokens.
+  // Caches come from `arena`; sizes.capacity: options.room().
   LongAttention(const LongAttentionOptions& options, const KvCache::Sizes& sizes,
                 const Rotary& rotary, Arena& arena);
 
   // The next pass computes tokens [tokens(), tokens() + count). Its tables come from ctx.scratch
   // and must stay until the pass is done.
   void begin(std::int64_t count, const StepContext& ctx);
-  std::int64_t tokens() const { return cache_.rows(); }
+  std::int64_t tokens() const { return tokens_; }
 
   bool rotates() const override { return true; }
   AttentionInputs spread(const AttentionInputs& in, Arena&, const StepContext&) const override {
@@ -85,8 +95,9 @@ class LongAttention final : public Attention {
   LongAttentionOptions options_;
   Rotary rotary_;
   // Written by forward(), a layer's rows at a time.
-  mutable KvCache cache_;  // keys rotated to their own (LM-Infinite) or their chunk's positions
-  mutable KvCache sinks_;  // LM-Infinite: the first keys, at position 0
+  mutable KvCache cache_;    // keys rotated to their own (LM-Infinite) or their chunk's positions
+  mutable KvCache sinks_;    // LM-Infinite: the first keys, at position 0
+  std::int64_t tokens_ = 0;  // of the document so far
   std::int64_t new_sinks_ = 0;  // the first tokens of the pass
   Part keys_, sink_keys_;       // tables of the pass's keys
   std::vector<Part> parts_;     // with slices, at least one

@@ -13,38 +13,6 @@ constexpr std::int64_t kFewTokens = 64;
 // Later tokens go to the ranks in blocks of this many, so that their rows are runs.
 constexpr std::int64_t kOwnedTokens = 64;
 
-void check_long_attention(const config::RunConfig& config, const CachedModelOptions& options,
-                          int num_ranks) {
-  const LongAttentionOptions& wanted = options.long_attention;
-  const config::Model& model = config.model();
-  const auto refuse = [](std::string what, std::string fix) {
-    throw Error(ExitCode::kUsage,
-                {.what = std::move(what), .where = "--attention", .fix = std::move(fix)});
-  };
-  if (num_ranks > 1)
-    refuse(fmt::format("lm_infinite and dca run on one rank, and there are {}", num_ranks),
-           "run without mpirun and --local-ranks");
-  if (model.position() != "rope")
-    refuse(fmt::format("lm_infinite and dca replace rotary distances, and model.position is {}",
-                       model.position()),
-           "use them with a model of position: rope");
-  const std::string& scaling = model.rope().scaling().type();
-  if (scaling == "dynamic" || scaling == "longrope")
-    refuse(fmt::format("lm_infinite and dca keep distances as they were trained, and "
-                       "model.rope.scaling.type {} stretches them in long texts",
-                       scaling),
-           "use one of the two: add model.rope.scaling.type=none, or leave --attention out");
-  const LayerPatterns patterns = layer_patterns(model);
-  if (patterns.patterns.size() > 1 || patterns.patterns.front() != AttentionPattern{})
-    refuse(fmt::format("lm_infinite and dca have masks of their own, and the model has {}",
-                       patterns.patterns.back().description()),
-           "use them with a model of full attention, or set model.sliding_window=0");
-  if (wanted.context < 2 || wanted.chunk_tokens() < 1 || wanted.chunk_tokens() >= wanted.context)
-    refuse(fmt::format("a context of {} tokens has no chunks of {}", wanted.context,
-                       wanted.chunk_tokens()),
-           "chunks must be shorter than the context that the model was trained with");
-}
-
 // Before the arena says so in its own words: it was made for this text, or on the dry backend for
 // any that can be.
 void check_cache(const KvCache::Sizes& sizes, const Arena& arena) {
@@ -55,7 +23,7 @@ void check_cache(const KvCache::Sizes& sizes, const Arena& arena) {
   throw Error(ExitCode::kExhausted,
               {.what = fmt::format("keys and values of {} tokens take {:.0f} GiB of a rank",
                                    sizes.capacity, bytes / (1 << 30)),
-               .fix = "use a shorter prompt, fewer new tokens, or more ranks"});
+               .fix = "use a shorter text, or more ranks"});
 }
 
 // Tokens that are their indices: what sharding makes of them is the order of a rank's rows.
@@ -82,6 +50,41 @@ std::vector<IndexRange> rows_where(const std::vector<std::int32_t>& order, Kept 
 
 }  // namespace
 
+void check_long_attention(const config::RunConfig& config, const LongAttentionOptions& options,
+                          int context_ranks) {
+  const config::Model& model = config.model();
+  const auto refuse = [](std::string what, std::string fix) {
+    throw Error(ExitCode::kUsage,
+                {.what = std::move(what), .where = "--attention", .fix = std::move(fix)});
+  };
+  if (context_ranks > 1)
+    refuse(fmt::format("lm_infinite and dca keep a document on one rank, and {} ranks share it",
+                       context_ranks),
+           fmt::format("run on one rank; the ranks of farspan eval can have documents of their "
+                       "own: parallel.data={}",
+                       context_ranks));
+  if (model.position() != "rope")
+    refuse(fmt::format("lm_infinite and dca replace rotary distances, and model.position is {}",
+                       model.position()),
+           "use them with a model of position: rope");
+  const std::string& scaling = model.rope().scaling().type();
+  if (scaling == "dynamic" || scaling == "longrope")
+    refuse(fmt::format("lm_infinite and dca keep distances as they were trained, and "
+                       "model.rope.scaling.type {} stretches them in long texts",
+                       scaling),
+           "use one of the two: add model.rope.scaling.type=none, or leave --attention out");
+  const LayerPatterns patterns = layer_patterns(model);
+  if (patterns.patterns.size() > 1 || patterns.patterns.front() != AttentionPattern{})
+    refuse(fmt::format("lm_infinite and dca have masks of their own, and the model has {}",
+                       patterns.patterns.back().description()),
+           "use them with a model of full attention, or set model.sliding_window=0");
+  if (options.context < 2 || options.chunk_tokens() < 1 ||
+      options.chunk_tokens() >= options.context)
+    refuse(fmt::format("a context of {} tokens has no chunks of {}", options.context,
+                       options.chunk_tokens()),
+           "chunks must be shorter than the context that the model was trained with");
+}
+
 ModelOnRank on_rank(ForwardEngine& engine) {
   return {.config = engine.config(),
           .model = engine.model(),
@@ -99,13 +102,8 @@ CachedModel::CachedModel(const ModelOnRank& on, const CachedModelOptions& option
       memory_(on.scratch.scope()) {
   FARSPAN_CHECK(options.tokens >= options.prompt && options.chunk >= 1, "{} of {} tokens, chunk {}",
                 options.prompt, options.tokens, options.chunk);
-  if (on.mesh.data_size() > 1)
-    throw Error(ExitCode::kUsage,
-                {.what = fmt::format("generation shares one text out among all ranks, and "
-                                     "parallel.data is {}",
-                                     on.mesh.data_size()),
-                 .where = "parallel.data",
-                 .fix = "leave parallel.data out"});
+  FARSPAN_CHECK(on.mesh.data_size() == 1 || num_ranks_ == 1, "{} data x {} context ranks",
+                on.mesh.data_size(), num_ranks_);
   const config::Model& model = on.config.model();
   if (model.position() == "learned" && options.tokens > model.max_position_embeddings())
     throw Error(ExitCode::kUsage,
@@ -117,7 +115,7 @@ CachedModel::CachedModel(const ModelOnRank& on, const CachedModelOptions& option
   for (const AttentionPattern& pattern : patterns_.patterns)
     stride_ = std::lcm(stride_, pattern.row_stride());
   if (options_.long_attention.kind != LongAttentionKind::kNone) {
-    check_long_attention(on.config, options_, num_ranks_);
+    check_long_attention(on.config, options_.long_attention, num_ranks_);
     check_cache(cache_sizes(), on.scratch);
     long_attention_.emplace(options_.long_attention, cache_sizes(), on.model.rotary(), on.scratch);
     return;
@@ -147,8 +145,10 @@ KvCache::Sizes CachedModel::cache_sizes() const {
   const std::int64_t prompt = shared_ ? options_.prompt : 0;
   const std::int64_t alike = options_.tokens - prompt;
   const std::int64_t blocks = (alike + kOwnedTokens * num_ranks_ - 1) / (kOwnedTokens * num_ranks_);
-  const std::int64_t rows = (shared_ ? static_cast<std::int64_t>(shared_->order.size()) : 0) +
-                            std::min(alike, (blocks + 1) * kOwnedTokens);
+  const std::int64_t rows = options_.long_attention.kind != LongAttentionKind::kNone
+                                ? options_.long_attention.room(options_.tokens, options_.chunk)
+                                : (shared_ ? static_cast<std::int64_t>(shared_->order.size()) : 0) +
+                                      std::min(alike, (blocks + 1) * kOwnedTokens);
   return {.num_layers = model.num_hidden_layers(),
           .capacity = (rows + kRounded - 1) / kRounded * kRounded,
           .num_kv_heads = model.num_key_value_heads(),

@@ -43,10 +43,16 @@ struct CachedModelOptions {
   LongAttentionOptions long_attention{};
 };
 
+// Throws Error(kUsage) where attention cannot reach so: a document over several ranks, positions
+// that are not rope, a mask of the model's own. `config`: resolved.
+void check_long_attention(const config::RunConfig& config, const LongAttentionOptions& options,
+                          int context_ranks);
+
 class CachedModel {
  public:
-  // Throws Error(kUsage) for what cannot be: long_attention over several ranks, with other
-  // positions than rope or with a mask of the model's own; data-parallel ranks.
+  // Throws Error(kUsage) for what cannot be: what check_long_attention refuses, more tokens than a
+  // table of positions has. Data-parallel ranks, of which each has documents of its own, must have
+  // no context ranks beside them.
   CachedModel(const ModelOnRank& on, const CachedModelOptions& options);
 
   // A pass over some of the document's tokens, in `order` (their indices).

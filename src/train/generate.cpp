@@ -69,6 +69,16 @@ void check_prompt(std::span<const std::int32_t> prompt, std::int64_t vocab_size)
                    .fix = "use the tokenizer that the model was trained with"});
 }
 
+void check_mesh(const Mesh& mesh) {
+  if (mesh.data_size() == 1) return;
+  throw Error(ExitCode::kUsage,
+              {.what = fmt::format("generation shares one text out among all ranks, and "
+                                   "parallel.data is {}",
+                                   mesh.data_size()),
+               .where = "parallel.data",
+               .fix = "leave parallel.data out"});
+}
+
 // Known to every rank, which all have the same logits.
 void check_logits(const std::vector<float>& logits, bool report) {
   if (std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) return;
@@ -136,6 +146,7 @@ Generated generate(InferenceModel& model, std::span<const std::int32_t> prompt,
                    const GenerateOptions& options, const OnToken& on_token) {
   together(model.world(), [&] {
     check_prompt(prompt, model.config().model().vocab_size());
+    check_mesh(model.mesh());
     model.reserve(
         [&](ForwardEngine& engine) { rehearse(on_rank(engine), prompt.size(), options); });
   });

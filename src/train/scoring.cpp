@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "comm/agree.h"
+#include "parallel/attention_cost.h"
 #include "train/dry_run.h"
 #include "train/scoring_pass.h"
 
@@ -25,26 +26,20 @@ class LoadedScoring final : public ScoringModel {
   void reserve(const Pass& pass) override {
     model_.reserve([&](ForwardEngine& engine) {
       if (pass.nll)
-        nll_on(engine, pass.micro);
+        nll_on(engine, pass);
       else
         logits_on(engine, pass, [](std::int64_t, std::span<const float>) {});
     });
   }
-  std::vector<float> nll(const MicroBatch& micro) override {
-    return nll_on(model_.engine(), micro);
-  }
+  std::vector<float> nll(const Pass& pass) override { return nll_on(model_.engine(), pass); }
   void logits(const Pass& pass, const TakeRowLogits& take) override {
     logits_on(model_.engine(), pass, take);
   }
 
  private:
-  static std::vector<float> nll_on(ForwardEngine& engine, const MicroBatch& micro) {
+  static std::vector<float> nll_on(ForwardEngine& engine, const Pass& pass) {
     auto scope = engine.scratch().scope();
-    const LossSums sums{.loss_sum = engine.scratch().take(DType::kF64, {1}, "loss.sum"),
-                        .valid_count = engine.scratch().take(DType::kF64, {1}, "loss.valid")};
-    for (const Tensor& t : {sums.loss_sum, sums.valid_count})
-      engine.backend().kernels().fill({.dst = t, .value = 0}, engine.backend().stream());
-    return nll_pass(engine.model(), engine.upload(micro), sums, engine.context(micro));
+    return nll_pass(engine.model(), engine.upload(pass.micro), engine.context(pass.micro));
   }
   static void logits_on(ForwardEngine& engine, const Pass& pass, const TakeRowLogits& take) {
     auto scope = engine.scratch().scope();
@@ -68,7 +63,7 @@ class LiveScoring final : public ScoringModel {
   void reserve(const Pass& pass) override {
     live_.reserve(pass.nll ? probe_.score(pass.micro) : probe_.score(pass.micro, pass.rows));
   }
-  std::vector<float> nll(const MicroBatch& micro) override { return live_.engine.nll(micro); }
+  std::vector<float> nll(const Pass& pass) override { return live_.engine.nll(pass.micro); }
   void logits(const Pass& pass, const TakeRowLogits& take) override {
     live_.engine.row_logits(pass.micro, pass.rows, take);
   }
@@ -83,7 +78,15 @@ class LiveScoring final : public ScoringModel {
 // One rank's part of a pass: its tokens, and where each comes from.
 struct LocalPass {
   MicroBatch micro;
-  std::vector<std::int32_t> index;  // of a local row: its token's place in the batch
+  std::vector<std::int32_t> index;      // of a local row: its token's place in the batch
+  std::vector<std::int64_t> documents;  // lengths, of the batch
+
+  ScoringModel::Pass nll() const {
+    return {.micro = micro, .documents = documents, .rows = {}, .nll = true};
+  }
+  ScoringModel::Pass logits(std::span<const std::int64_t> rows) const {
+    return {.micro = micro, .documents = documents, .rows = rows};
+  }
 };
 
 // The passes over all rows, one after the other.
@@ -105,7 +108,8 @@ class Passes {
   }
   LocalPass make(std::int64_t pass) {
     Batch batch = rows_.make(first_row(pass), per_pass_);
-    LocalPass out{.micro = sharder_(batch), .index = {}};
+    LocalPass out{
+        .micro = sharder_(batch), .index = {}, .documents = document_lengths(batch.segments)};
     reused_ = sharder_.reused();
     std::iota(batch.tokens.begin(), batch.tokens.end(), 0);
     out.index = sharder_(batch).tokens;
@@ -152,9 +156,10 @@ void score_nll(ScoringModel& model, const ScoredRows& rows,
     LocalPass local;
     together(model.hosts(), [&] {
       local = passes.make(p);
-      if (!passes.reused()) model.reserve({.micro = local.micro, .rows = {}, .nll = true});
+      model.check(local.nll());
+      if (!passes.reused()) model.reserve(local.nll());
     });
-    const std::vector<float> nll = model.nll(local.micro);
+    const std::vector<float> nll = model.nll(local.nll());
     for (std::size_t i = 0; i < nll.size(); ++i)
       if (local.micro.labels[i] >= 0)
         visit(passes.first_row(p) + local.index[i] / rows.length, local.index[i] % rows.length,
@@ -174,18 +179,17 @@ void score_labels(ScoringModel& model, const ScoredRows& rows,
       local = passes.make(p);
       for (std::size_t i = 0; i < local.micro.labels.size(); ++i)
         if (local.micro.labels[i] >= 0) asked.push_back(static_cast<std::int64_t>(i));
-      if (!passes.reused() || asked.size() > most)
-        model.reserve({.micro = local.micro, .rows = asked});
+      model.check(local.logits(asked));
+      if (!passes.reused() || asked.size() > most) model.reserve(local.logits(asked));
       most = std::max(most, asked.size());
     });
-    model.logits({.micro = local.micro, .rows = asked},
-                 [&](std::int64_t row, std::span<const float> logits) {
-                   const auto i = static_cast<std::size_t>(row);
-                   LabelScore score = look_at(logits, local.micro.labels[i]);
-                   score.row = passes.first_row(p) + local.index[i] / rows.length;
-                   score.token = local.index[i] % rows.length;
-                   visit(score);
-                 });
+    model.logits(local.logits(asked), [&](std::int64_t row, std::span<const float> logits) {
+      const auto i = static_cast<std::size_t>(row);
+      LabelScore score = look_at(logits, local.micro.labels[i]);
+      score.row = passes.first_row(p) + local.index[i] / rows.length;
+      score.token = local.index[i] % rows.length;
+      visit(score);
+    });
   }
   model.finish();
 }

@@ -23,9 +23,11 @@ namespace farspan {
 // What scores are computed on: a model that was loaded, or one that is being trained.
 class ScoringModel {
  public:
-  // Some rows of a micro-batch, whose logits are asked for; or none of them, but each label's nll.
+  // Some rows of a micro-batch, ascending, whose logits are asked for; or none of them, but each
+  // label's nll.
   struct Pass {
     const MicroBatch& micro;
+    std::span<const std::int64_t> documents;  // their lengths, over all context ranks
     std::span<const std::int64_t> rows;
     bool nll = false;
   };
@@ -35,10 +37,12 @@ class ScoringModel {
   virtual const Mesh& mesh() const = 0;
   virtual Communicator& hosts() const = 0;       // all ranks, for tensors of the host
   virtual std::int64_t pass_tokens() const = 0;  // of a pass over short rows, about
+  // Before each pass. Not collective. Throws Error(kBadData) for a text that cannot be scored.
+  virtual void check(const Pass&) const {}
   // Makes room. Not collective. Throws Error(kExhausted), Error(kDoesNotFit).
   virtual void reserve(const Pass& pass) = 0;
   // nats of each label in the micro-batch, NaN where none is scored. Collective over context ranks.
-  virtual std::vector<float> nll(const MicroBatch& micro) = 0;
+  virtual std::vector<float> nll(const Pass& pass) = 0;
   // `take` is called for each of pass.rows, in their order. Collective over the context ranks.
   virtual void logits(const Pass& pass, const TakeRowLogits& take) = 0;
   // After the last pass. Collective over all ranks.

@@ -14,6 +14,16 @@ std::vector<float> nll_pass(const Transformer& model, const TokenTensors& batch,
   return out;
 }
 
+std::vector<float> nll_pass(const Transformer& model, const TokenTensors& batch,
+                            const StepContext& ctx) {
+  auto scope = ctx.scratch.scope();
+  const LossSums sums{.loss_sum = ctx.scratch.take(DType::kF64, {1}, "loss.sum"),
+                      .valid_count = ctx.scratch.take(DType::kF64, {1}, "loss.valid")};
+  for (const Tensor& t : {sums.loss_sum, sums.valid_count})
+    ctx.kernels().fill({.dst = t, .value = 0}, ctx.stream());
+  return nll_pass(model, batch, sums, ctx);
+}
+
 void logits_pass(const Transformer& model, const TokenTensors& batch,
                  std::span<const std::int64_t> rows, const TakeRowLogits& take,
                  const StepContext& ctx) {

@@ -18,6 +18,9 @@ using TakeRowLogits = std::function<void(std::int64_t row, std::span<const float
 // over the context ranks; waits for the device.
 std::vector<float> nll_pass(const Transformer& model, const TokenTensors& batch,
                             const LossSums& sums, const StepContext& ctx);
+// The same with sums that nobody reads.
+std::vector<float> nll_pass(const Transformer& model, const TokenTensors& batch,
+                            const StepContext& ctx);
 // Calls `take` for each of `rows`, in their order. Likewise.
 void logits_pass(const Transformer& model, const TokenTensors& batch,
                  std::span<const std::int64_t> rows, const TakeRowLogits& take,

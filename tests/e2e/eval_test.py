@@ -46,6 +46,29 @@ class Eval(unittest.TestCase):
             for a, b in zip(one["cells"], generated["cells"]):
                 self.assertEqual(a["right"], b["right"])
 
+    def test_attention_beyond_the_trained_context(self):
+        for attention in ("dca", "lm_infinite"):
+            mode = ["--attention", attention, "--attention-context", "64"]
+            words = ["passkey", "--lengths", "96,300", "--depths", "3", "--samples", "2", *mode]
+            one = self.json(*words)
+            self.assertEqual((one["attention"], one["attention_context"]), (attention, 64))
+            self.assertEqual(one["scoring"], "argmax, teacher-forced")
+            generated = self.json(*words, "--generate")
+            two = self.json(*words, "parallel.data=2", ranks=2)
+            for a, b, c in zip(one["cells"], generated["cells"], two["cells"]):
+                self.assertEqual(a["right"], b["right"])
+                self.assertEqual((a["tokens_right"], a["answer_nll"]), (c["tokens_right"], c["answer_nll"]))
+            self.assertIn("parallel.data=2", self.eval(*words, ranks=2, expect=2).stderr)
+            text = ["perplexity", "--lengths", "64,384", "--stride", "32", "--tokens", "500"]
+            plain, far = self.json(*text), self.json(*text, *mode)
+            self.assertIsNone(plain["attention_context"])
+            a, b = (report["cells"] for report in (plain, far))
+            self.assertEqual(a[0]["nll"], b[0]["nll"])
+            self.assertEqual(a[1]["scored"], b[1]["scored"])
+            self.assertGreater(abs(a[1]["nll"] - b[1]["nll"]), 1e-7)
+            longppl = self.json("longppl", "--lengths", "256", "--short", "32", *mode)
+            self.assertEqual(longppl["attention_context"], 64)
+
     def test_perplexity_is_the_same_on_any_ranks_and_as_in_training(self):
         words = ["perplexity", "--lengths", "64,384"]
         one, four = self.json(*words), self.json(*words, ranks=4)

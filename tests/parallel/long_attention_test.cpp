@@ -109,7 +109,7 @@ std::vector<double> in_chunks(const Values& x, const LongAttentionOptions& optio
   std::copy(inv_freq().begin(), inv_freq().end(), frequencies.ptr<double>());
   LongAttention attention(options,
                           {.num_layers = 1,
-                           .capacity = kTokens,
+                           .capacity = options.room(kTokens, chunk),
                            .num_kv_heads = kKvHeads,
                            .head_dim = kDim,
                            .dtype = DType::kF32},
@@ -154,6 +154,16 @@ TEST(LongAttention, DualChunkIsThePapers) {
        {std::pair<std::int64_t, std::int64_t>{16, 12}, {12, 4}, {9, 8}, {2, 1}, {64, 60}})
     compare({.kind = LongAttentionKind::kDualChunk, .context = context, .chunk = chunk},
             dual_chunk);
+}
+
+// What lies beyond the context is forgotten (the comparison above runs in this room).
+TEST(LongAttention, LmInfiniteKeepsAWindow) {
+  const LongAttentionOptions lm{.kind = LongAttentionKind::kLmInfinite, .context = 4096};
+  EXPECT_EQ(lm.room(1 << 20, 2048), 4095 + 2048);
+  EXPECT_EQ(lm.room(1 << 20, 1), 4095 + 1024);
+  EXPECT_EQ(lm.room(100, 2048), 100);
+  const LongAttentionOptions dca{.kind = LongAttentionKind::kDualChunk, .context = 4096};
+  EXPECT_EQ(dca.room(1 << 20, 2048), 1 << 20);
 }
 
 TEST(LongAttention, TakesThreeQuartersOfTheContextAsChunks) {

@@ -236,7 +236,7 @@ TEST(LongGenerate, SaysWhatCannotBe) {
     return text;
   };
   EXPECT_EQ(refusal(folder.path(), {}, 1), "accepted");
-  EXPECT_THAT(refusal(folder.path(), {}, 2), HasSubstr("run on one rank, and there are 2"));
+  EXPECT_THAT(refusal(folder.path(), {}, 2), HasSubstr("on one rank, and 2 ranks share it"));
   EXPECT_THAT(refusal(alibi.path(), {}, 1), HasSubstr("model.position is alibi"));
   EXPECT_THAT(refusal(folder.path(), {"model.sliding_window=8"}, 1), HasSubstr("window 8"));
   EXPECT_THAT(refusal(folder.path(), {"parallel.data=2"}, 2), HasSubstr("parallel.data"));

@@ -150,7 +150,7 @@ class Oracle final : public ScoringModel {
   Communicator& hosts() const override { return *world_; }
   std::int64_t pass_tokens() const override { return 3 * 48; }
   void reserve(const Pass&) override {}
-  std::vector<float> nll(const MicroBatch&) override { return {}; }
+  std::vector<float> nll(const Pass&) override { return {}; }
   void logits(const Pass& pass, const TakeRowLogits& take) override {
     for (const std::int64_t row : pass.rows) {
       std::vector<float> out(40, 0.0f);
