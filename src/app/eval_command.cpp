@@ -34,7 +34,7 @@ struct RetrievalArguments : CommonArguments {
 };
 
 struct TextArguments : CommonArguments {
-  std::string data, tokens, stride, short_length = "256", short_stride;
+  std::string data, documents, tokens, stride, short_length = "256", short_stride;
   bool long_ppl = false;
 };
 
@@ -179,6 +179,9 @@ EvaluationReader open_text(const InferenceModel& model, const TextArguments& arg
     refuse("--data", "the run names no held-out text (data.validation)",
            "name a token store: --data STORE.h5");
   config.mutable_data()->set_validation(path);
+  if (!args.documents.empty()) config.mutable_data()->set_documents(args.documents);
+  // Across borders distances would go back to small ones, or below 0.
+  if (args.documents == "joined") config.mutable_positions()->set_reset_per_document(false);
   return *open_validation_data(config, TokenStore::Verify::kHash);
 }
 
@@ -320,6 +323,10 @@ void add_text(CLI::App& eval, Session& session, bool long_ppl) {
                : eval.add_subcommand("perplexity", "perplexity of a text against context length");
   add_common(*cmd, *args);
   cmd->add_option("--data", args->data, "token store (default: data.validation of the run)");
+  cmd->add_option("--documents", args->documents,
+                  "masked: a context ends at the start of its document; joined: it goes on, and so "
+                  "do positions (default: as the run reads documents)")
+      ->check(CLI::IsMember({"masked", "joined"}));
   cmd->add_option("--stride", args->stride,
                   "tokens between windows, of which only those are scored (default: the length, "
                   "disjoint windows)");

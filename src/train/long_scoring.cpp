@@ -66,8 +66,8 @@ class LongScoring final : public ScoringModel {
                                      from, to),
                  .where = "positions of the text (position_ids of its store, or documents that are "
                           "joined while positions.reset_per_document is true)",
-                 .fix = "use a text of masked documents without position_ids, or leave --attention "
-                        "out"});
+                 .fix = "use a text without position_ids, with --documents masked or joined, or "
+                        "leave --attention out"});
   }
 
   // Documents within the context are what the model's own attention sees.

@@ -66,6 +66,9 @@ class Eval(unittest.TestCase):
             self.assertEqual(a[0]["nll"], b[0]["nll"])
             self.assertEqual(a[1]["scored"], b[1]["scored"])
             self.assertGreater(abs(a[1]["nll"] - b[1]["nll"]), 1e-7)
+            joined = self.json(*text, *mode, "--documents", "joined")
+            self.assertEqual(joined["documents"], "joined")
+            self.assertGreater(joined["cells"][1]["by_context"][-1]["begin"], 128)
             longppl = self.json("longppl", "--lengths", "256", "--short", "32", *mode)
             self.assertEqual(longppl["attention_context"], 64)
 
