@@ -17,6 +17,9 @@ ARMS = {
 }
 
 
+ARM_TEXT_SHARE = 0.03  # of the samples; about half of the scored tokens
+
+
 def train_arm(lab, arm, seed, plan):
     base = small_model.base(lab, plan, seed)
     if arm == "untuned":
@@ -28,7 +31,7 @@ def train_arm(lab, arm, seed, plan):
                                  "target_context": small_model.TARGET}
     length = small_model.TARGET if arm == "full" else small_model.ORIGINAL
     return lab.train(f"{arm}_{seed}", small_model.config(
-        lab, plan["arm_steps"], seed + 1000, 1.0e-3, length, "linear", **sections))
+        lab, plan["arm_steps"], seed + 1000, 2.0e-3, length, "linear", ARM_TEXT_SHARE, **sections))
 
 
 def measure(lab, arm, seed, plan):

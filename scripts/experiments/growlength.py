@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one seed, shorter")
     parser.add_argument("--folder", help="where runs are kept; default runs/experiments/...")
     options = parser.parse_args()
-    seeds, steps = ([1], 12) if options.quick else ([1, 2, 3], 60)
+    seeds, steps = ([1], 12) if options.quick else ([1, 2, 3], 40)
     suffix = "_quick" if options.quick else ""
     folder = Path(options.folder or ROOT / "runs" / "experiments" / f"growlength{suffix}")
     out = folder if options.quick else ROOT / "docs" / "experiments"

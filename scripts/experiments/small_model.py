@@ -22,7 +22,9 @@ def model(scaling=None):
 
 
 def config(lab, steps, seed, lr, length=ORIGINAL, scaling=None, text_share=TEXT_SHARE, **sections):
-    """A run on passkeys of `length` tokens and text, 8192 tokens a step."""
+    """A run on passkeys of `length` tokens and text, 8192 tokens a step. `text_share`: of the samples at
+    ORIGINAL tokens; at other lengths there are as many scored tokens of text for each answer."""
+    text_share *= ORIGINAL / length
     keys = lab.synth(f"passkey{length}", "passkey", length, "8M", seed=length)
     text, held_out = lab.text()
     train = [{"path": str(keys), "weight": 1 - text_share}]
@@ -31,7 +33,7 @@ def config(lab, steps, seed, lr, length=ORIGINAL, scaling=None, text_share=TEXT_
     return {"seed": seed, "model": {**model(scaling), **sections.pop("model", {})},
             "data": {"train": train, "validation": str(held_out)},
             "train": {"sequence_length": length, "batch_tokens": 8192, "steps": steps,
-                      "precision": "fp32"},
+                      "precision": "bf16"},
             "optimizer": {"lr": lr, "weight_decay": 0.01},
             "schedule": {"type": "cosine", "warmup": min(50, steps // 4)},
             "parallel": {"data": 1, "context": 1},
