@@ -21,6 +21,7 @@ void add_inspect_command(CLI::App& app, Session& session);   // inspect_command.
 void add_generate_command(CLI::App& app, Session& session);  // generate_command.cpp
 void add_doctor_command(CLI::App& app, Session& session);    // doctor_command.cpp
 void add_eval_command(CLI::App& app, Session& session);      // eval_command.cpp
+void add_extend_command(CLI::App& app, Session& session);    // extend_command.cpp
 
 // "0.1.0 (git 1a2b3c4)"
 std::string version_text();

@@ -11,7 +11,6 @@
 #include "app/eval_report.h"
 #include "app/model_options.h"
 #include "comm/agree.h"
-#include "data/loader.h"
 #include "train/generate.h"
 #include "train/long_scoring.h"
 
@@ -171,20 +170,6 @@ struct TextPlan {
   }
 };
 
-// Opens the text, with the run's way of treating documents.
-EvaluationReader open_text(const InferenceModel& model, const TextArguments& args) {
-  config::RunConfig config = model.config();
-  const std::string path = args.data.empty() ? model.trained().data().validation() : args.data;
-  if (path.empty())
-    refuse("--data", "the run names no held-out text (data.validation)",
-           "name a token store: --data STORE.h5");
-  config.mutable_data()->set_validation(path);
-  if (!args.documents.empty()) config.mutable_data()->set_documents(args.documents);
-  // Across borders distances would go back to small ones, or below 0.
-  if (args.documents == "joined") config.mutable_positions()->set_reset_per_document(false);
-  return *open_validation_data(config, TokenStore::Verify::kHash);
-}
-
 TextPlan plan_text(const TextArguments& args, const InferenceModel& model,
                    const EvaluationReader& reader, std::int64_t limit,
                    LongAttentionKind attention) {
@@ -212,7 +197,7 @@ void text_on_rank(const TextArguments& args, Communicator& world, const RankEnvi
   const std::int64_t limit = args.tokens.empty() ? model.trained().evaluation().tokens()
                                                  : token_count("--tokens", args.tokens);
   together(world, [&] {
-    reader.emplace(open_text(model, args));
+    reader.emplace(open_text(model, args.data, args.documents));
     attention = attention_of(model, args);
     plan = plan_text(args, model, *reader, limit, attention.kind);
     if (!args.long_ppl) return;

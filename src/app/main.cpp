@@ -80,6 +80,7 @@ int run(int argc, char** argv) {
   add_inspect_command(app, session);
   add_generate_command(app, session);
   add_eval_command(app, session);
+  add_extend_command(app, session);
   add_doctor_command(app, session);
   try {
     if (argc > 1) refuse_unknown_command(app, argv[1]);

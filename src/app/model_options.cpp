@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "config/quantity.h"
+#include "data/loader.h"
 
 namespace farspan::app {
 
@@ -82,6 +83,21 @@ std::string beyond_training_note(const InferenceModel& model, std::int64_t token
       "to it; --attention lm_infinite or dca, or model.rope.scaling (docs/positions.md), go "
       "further",
       tokens, trained);
+}
+
+EvaluationReader open_text(const InferenceModel& model, const std::string& data,
+                           const std::string& documents) {
+  config::RunConfig config = model.config();
+  const std::string path = data.empty() ? model.trained().data().validation() : data;
+  if (path.empty())
+    throw Error(ExitCode::kUsage, {.what = "the run names no held-out text (data.validation)",
+                                   .where = "--data",
+                                   .fix = "name a token store: --data STORE.h5"});
+  config.mutable_data()->set_validation(path);
+  if (!documents.empty()) config.mutable_data()->set_documents(documents);
+  // Across borders distances would go back to small ones, or below 0.
+  if (documents == "joined") config.mutable_positions()->set_reset_per_document(false);
+  return *open_validation_data(config, TokenStore::Verify::kHash);
 }
 
 void print_notes(const InferenceModel& model, bool quiet) {

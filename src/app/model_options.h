@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "app/ranks.h"
+#include "data/sampler.h"
 #include "train/inference_model.h"
 
 namespace farspan::app {
@@ -45,6 +46,11 @@ std::int64_t token_count(const std::string& option, const std::string& text,
 // matters; "" where it does not.
 std::string beyond_training_note(const InferenceModel& model, std::int64_t tokens,
                                  LongAttentionKind attention);
+
+// Held-out text: the store `data`, or where that is "" data.validation of the run; documents masked
+// or joined, "" as the run reads them. Throws Error(kUsage) where there is no text, Error(kBadData).
+EvaluationReader open_text(const InferenceModel& model, const std::string& data,
+                           const std::string& documents);
 
 // Rank 0's notes about the configuration, unless quiet.
 void print_notes(const InferenceModel& model, bool quiet);

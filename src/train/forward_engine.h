@@ -37,6 +37,8 @@ class ForwardEngine {
 
   const config::RunConfig& config() const { return config_; }
   const Transformer& model() const { return model_; }
+  // Reads the weights by the scaling, window and layer types that config() has now. Between passes.
+  void follow_config() { model_.change(config_.model(), *attention_, backend_); }
   Backend& backend() const { return backend_; }
   const Mesh& mesh() const { return mesh_; }
   Trace& trace() const { return trace_; }

@@ -208,6 +208,12 @@ void InferenceModel::check_room(std::size_t scratch_bytes) const {
          .fix = "use a shorter text, fewer ranks on this machine, or train.precision=bf16"});
 }
 
+void InferenceModel::rescale(const config::RopeScaling& scaling) {
+  *config_.config.mutable_model()->mutable_rope()->mutable_scaling() = scaling;
+  engine_->follow_config();
+  twin_->engine.follow_config();
+}
+
 void InferenceModel::reserve(const Pass& pass) {
   pass(twin_->engine);
   const std::size_t needed = twin_->engine.scratch().high_water();

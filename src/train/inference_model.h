@@ -51,6 +51,9 @@ class InferenceModel {
   // Throws Error(kDoesNotFit), Error(kExhausted).
   void reserve(const Pass& pass);
   ForwardEngine& engine() { return *engine_; }
+  // From the next pass on frequencies are scaled so; weights stay. `scaling` is resolved and valid
+  // for the model, which is one of rotary positions. Between passes, the same on all ranks.
+  void rescale(const config::RopeScaling& scaling);
 
   const config::RunConfig& config() const { return config_.config; }
   const config::RunConfig& trained() const { return config_.trained; }
