@@ -44,6 +44,11 @@ void check(const SearchArguments& args) {
   if (!args.scored.empty()) token_count("--tokens", args.scored);
   if (!args.out.ends_with(".yaml") && !args.out.ends_with(".yml"))
     refuse("--out", fmt::format("{} is no YAML file", args.out), "name a file .yaml");
+  const std::filesystem::path folder = std::filesystem::path(args.out).parent_path();
+  std::error_code error;
+  if (!folder.empty() && !std::filesystem::is_directory(folder, error))
+    refuse("--out", fmt::format("there is no folder {}", folder.string()),
+           "make it, or name a file in another");
   if (args.model.attention != "model" || !args.model.attention_context.empty())
     refuse("--attention", "keeps to distances that the model knows: no factors are read beyond",
            "leave it out");

@@ -101,6 +101,7 @@ class Extend(unittest.TestCase):
                 (["optimizer.lr=1"], 2, "training only")):
             self.assertIn(text, self.search("first.yaml", *words, expect=code).stderr)
         self.assertIn("--out", self.search("first.json", expect=2).stderr)
+        self.assertIn("no folder", self.search("absent/first.yaml", expect=2).stderr)
         train(self.workspace, "alibi", "model.position=alibi", "train.steps=1")
         result = farspan("extend", "search", "--model", self.workspace.run_folder("alibi"), "--out",
                          self.workspace.path / "a.yaml", "--target-context", "384")

@@ -129,7 +129,7 @@ TEST(FactorSearch, IsAFunctionOfItsSeedAndGoesOnWithMoreIterations) {
   EXPECT_FALSE(same(a[5], all_of(other)[5]));
 }
 
-struct Killed {};
+struct Killed : std::exception {};
 
 // Searches with progress in `path`, and is killed before evaluation `last`.
 std::int64_t search_with_progress(const std::filesystem::path& path, int ranks, int last,

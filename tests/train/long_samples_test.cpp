@@ -92,7 +92,7 @@ Scored score(const TemporaryFolder& folder, int ranks, const char* parallel) {
                         {.length = 96, .stride = 96, .first = 1, .tokens = 5 * 96})
               .mean());
     }
-    if (world.rank() == world.size() - 1) out = mine;
+    if (world.rank() == world.size() - 1) out = std::move(mine);
   });
   return out;
 }
