@@ -26,7 +26,7 @@ using Json = SearchProgress::Json;
 
 struct SearchArguments {
   ModelArguments model;
-  std::string data, out, target, original, scored;
+  std::string data, documents, out, target, original, scored;
   std::int64_t samples = 5;
   SearchOptions search;
   bool json = false;
@@ -101,7 +101,7 @@ Task plan(const SearchArguments& args, const InferenceModel& model) {
     refuse("--tokens",
            fmt::format("{} tokens are more than --target-context {}", task.scored, task.length()),
            "use at most that, or leave it out to score all");
-  task.reader.emplace(open_text(model, args.data));
+  task.reader.emplace(open_text(model, args.data, args.documents));
   task.samples = draw_long_samples(*task.reader, {.length = task.length(),
                                                   .count = args.samples,
                                                   .scored = task.scored,
@@ -121,11 +121,13 @@ std::vector<std::string> overrides_that_matter(const SearchArguments& args) {
 Json identity(const SearchArguments& args, const InferenceModel& model, const Task& task) {
   const SearchOptions& o = args.search;
   const TokenStore* store = &task.reader->store();
+  const bool joined = task.reader->packing().documents == Documents::kJoined;
   return {{"kind", "farspan extend search"},
           {"model", std::filesystem::weakly_canonical(model.checkpoint()).string()},
           {"step", model.step()},
           {"overrides", overrides_that_matter(args)},
           {"data", data_fingerprint(std::span(&store, 1))},
+          {"documents", joined ? "joined" : "masked"},
           {"original_context", task.space.original_context},
           {"target_context", task.space.target_context},
           {"samples", task.samples.size()},
@@ -309,6 +311,11 @@ void add_extend_command(CLI::App& app, Session& session) {
                   "interrupted search goes on from")
       ->required();
   cmd->add_option("--data", args->data, "token store (default: data.validation of the run)");
+  cmd->add_option(
+         "--documents", args->documents,
+         "masked: a sample lies in one document; joined: it may cross borders (default: as "
+         "the run reads documents)")
+      ->check(CLI::IsMember({"masked", "joined"}));
   cmd->add_option("--samples", args->samples, "samples of --target-context tokens")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1'000'000}))
       ->capture_default_str();

@@ -48,7 +48,8 @@ std::string beyond_training_note(const InferenceModel& model, std::int64_t token
                                  LongAttentionKind attention);
 
 // Held-out text: the store `data`, or where that is "" data.validation of the run; documents masked
-// or joined, "" as the run reads them. Throws Error(kUsage) where there is no text, Error(kBadData).
+// or joined, "" as the run reads them. Throws Error(kUsage) where there is no text,
+// Error(kBadData).
 EvaluationReader open_text(const InferenceModel& model, const std::string& data,
                            const std::string& documents);
 

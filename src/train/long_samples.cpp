@@ -42,10 +42,14 @@ std::vector<EvaluationReader::Window> draw_long_samples(const EvaluationReader& 
     for (std::int64_t at = begins[d]; at + samples.length <= begins[d + 1]; at += samples.length)
       places.push_back(at);
   }
+  const bool masked = reader.packing().documents == Documents::kMasked;
   if (places.empty())
     refuse(reader,
            fmt::format("no document has {} tokens: the longest has {}", samples.length, longest),
-           "use a shorter --target-context, or held-out text of longer documents (--data)");
+           masked
+               ? "use a shorter --target-context, held-out text of longer documents (--data), or "
+                 "--documents joined"
+               : "use a shorter --target-context, or a longer text (--data)");
   const Permutation order(places.size(), samples.seed, stream_id("extend.samples"));
   std::vector<EvaluationReader::Window> out;
   for (std::uint64_t i = 0; i < std::min<std::uint64_t>(order.size(), samples.count); ++i) {

@@ -61,6 +61,8 @@ class Extend(unittest.TestCase):
             self.assertEqual(result.returncode, 0, result.stderr)
             cell = json.loads(result.stdout)["cells"][0]
             self.assertAlmostEqual(cell["nll"], results[name]["nll"], delta=1e-6, msg=name)
+        joined = self.search("joined.yaml", "--documents", "joined", "--iterations", "1", "--json")
+        self.assertEqual(json.loads(joined.stdout)["documents"], "joined")
         config = farspan("config", self.workspace.config, report["override"])
         self.assertEqual(config.returncode, 0, config.stderr)
         self.assertIn("longrope", config.stdout)
