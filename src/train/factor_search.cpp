@@ -12,9 +12,9 @@
 namespace farspan {
 namespace {
 
-constexpr double kStep = 0.01;  // of factors, and their largest share of s (the paper's table 4)
-constexpr double kBeyond = 1.25;
-constexpr int kAttempts = 16;  // to draw a child that is new
+constexpr double kStep = 0.01;    // between factors
+constexpr double kBeyond = 1.25;  // largest factor, in s
+constexpr int kAttempts = 16;     // to draw a child that is new
 
 // A multiple of kStep in [low, high]; `otherwise` where there is none.
 double draw_between(double low, double high, double otherwise, Draws& draws) {

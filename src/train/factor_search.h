@@ -9,9 +9,10 @@
 // From the paper: candidates never decrease from pair to pair (NTK: fast pairs need less
 // interpolation), lie between 1 and 1.25 s in steps of 0.01, and begin as PI, NTK, YaRN and their
 // mutations; each iteration keeps the best, and adds mutations and crossovers of them. Ours: how a
-// child that keeps the order is drawn (the paper draws until one does), and that a candidate has
-// one of three attention factors too: 1, YaRN's or LongRoPE's, so that PI, NTK and YaRN compete as
-// what they are, and nothing that is found is worse.
+// child that keeps the order is drawn (the authors' code redraws factors between their direct
+// neighbours), and that a candidate has one of three attention factors too: 1, YaRN's or
+// LongRoPE's, so that PI, NTK and YaRN compete as what they are, and nothing that is found is
+// worse.
 #pragma once
 
 #include <compare>
@@ -48,7 +49,7 @@ struct SearchSpace {
   }
 };
 
-// Defaults are the paper's (appendix A).
+// Defaults are those of the paper and of the authors' code.
 struct SearchOptions {
   std::int64_t population = 64;  // of the first iteration, at least 3
   std::int64_t iterations = 40;  // populations that are evaluated
