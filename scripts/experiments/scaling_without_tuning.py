@@ -37,9 +37,9 @@ def main():
     parser.add_argument("--folder", help="where runs are kept; default those of context_extension")
     options = parser.parse_args()
     plan = {"seeds": [1, 2, 3], "key_steps": 500, "base_steps": 200, "lengths": [256, 512, 1024, 2048], "depths": 5,
-            "samples": 20, "text_tokens": 65536}
+            "samples": 12, "text_tokens": 65536}
     if options.quick:
-        plan |= {"seeds": [1], "key_steps": 420, "base_steps": 100, "samples": 8, "text_tokens": 16384}
+        plan |= {"seeds": [1], "key_steps": 400, "base_steps": 60, "samples": 8, "text_tokens": 16384}
     suffix = "_quick" if options.quick else ""
     folder = Path(options.folder or ROOT / "runs" / "experiments" / f"context_extension{suffix}")
     lab = Lab(folder)  # the base is that of context_extension

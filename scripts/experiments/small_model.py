@@ -5,6 +5,8 @@ scored, until it looks them up; then also on English text, of which each token i
 the start the text's many targets drown the keys' few, and it learns to look up much later.)
 """
 
+import statistics
+
 from lab import cores as lab_cores
 
 ORIGINAL = 256
@@ -22,12 +24,14 @@ def model(scaling=None):
 
 
 def config(lab, steps, seed, lr, length=ORIGINAL, scaling=None, text_share=TEXT_SHARE, **sections):
-    """A run on passkeys of `length` tokens and text, 8192 tokens a step. `text_share`: of the samples at
-    ORIGINAL tokens; at other lengths there are as many scored tokens of text for each answer."""
-    text_share *= ORIGINAL / length
-    keys = lab.synth(f"passkey{length}", "passkey", length, "8M", seed=length)
+    """A run on passkeys and text, 8192 tokens a step in sequences of `length`: passkeys of ORIGINAL tokens,
+    twice as long, and so on to `length`, in equal shares. `text_share`: of the tokens at ORIGINAL; beyond,
+    as many scored tokens of text for each answer."""
+    lengths = [n for n in (256, 512, 1024, 2048) if n <= length]
+    text_share *= statistics.mean(ORIGINAL / n for n in lengths)
     text, held_out = lab.text()
-    train = [{"path": str(keys), "weight": 1 - text_share}]
+    train = [{"path": str(lab.synth(f"passkey{n}", "passkey", n, "8M", seed=n)),
+              "weight": (1 - text_share) / len(lengths)} for n in lengths]
     if text_share:
         train.append({"path": str(text), "weight": text_share})
     return {"seed": seed, "model": {**model(scaling), **sections.pop("model", {})},
