@@ -46,6 +46,7 @@ void RunReports::finish(RunSummary summary, std::chrono::steady_clock::time_poin
            summary.status == RunStatus::kFinished ? "finished" : "stopped at", summary.steps,
            summary.loss_first, summary.loss_last, summary.tokens_per_second,
            (folder_ / "summary.json").string());
+  if (const std::string text = evaluations_text(summary); !text.empty()) log.info("{}", text);
 }
 
 }  // namespace farspan

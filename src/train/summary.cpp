@@ -113,6 +113,27 @@ std::vector<StageSummary> stages_of(const std::vector<TrainRow>& rows) {
   return out;
 }
 
+// The last row of each name that has a length, in the order of the first ones.
+std::vector<EvalRow> last_by_length(const std::vector<EvalRow>& rows) {
+  std::vector<EvalRow> out;
+  for (const EvalRow& row : rows) {
+    if (row.name.find('@') == std::string::npos) continue;
+    const auto same = [&](const EvalRow& other) { return other.name == row.name; };
+    const auto known = std::find_if(out.begin(), out.end(), same);
+    if (known == out.end())
+      out.push_back(row);
+    else
+      *known = row;
+  }
+  return out;
+}
+
+Json evaluation_json(const EvalRow& row) {
+  Json out = {{"name", row.name}, {"step", row.step}, {"value", row.value}};
+  for (const auto& [key, value] : row.extras) out[key] = value;
+  return out;
+}
+
 // "64, 128 and 256", or, of many, "64 to 8192".
 std::string lengths_text(const std::vector<StageSummary>& stages) {
   constexpr std::size_t kMostNamed = 6;
@@ -183,6 +204,7 @@ void add_losses(RunSummary& summary, const MetricsContent& metrics) {
   summary.tokens_per_second = median(std::move(rates));
   summary.mfu = median(std::move(mfus));
   summary.stages = stages_of(metrics.train);
+  summary.evaluations = last_by_length(metrics.eval);
   bool first = true;
   for (const EvalRow& row : metrics.eval) {
     if (row.name != "loss") continue;
@@ -202,6 +224,8 @@ std::string to_json(const RunSummary& s) {
                       {"tokens", stage.tokens},
                       {"loss_last", stage.loss_last},
                       {"tokens_per_second", stage.tokens_per_second}});
+  Json evaluations = Json::array();
+  for (const EvalRow& row : s.evaluations) evaluations.push_back(evaluation_json(row));
   const Json json = {{"name", s.name},
                      {"status", s.status == RunStatus::kFinished ? "finished" : "stopped"},
                      {"steps", s.steps},
@@ -226,11 +250,22 @@ std::string to_json(const RunSummary& s) {
                      {"data", s.data},
                      {"context", s.context},
                      {"stages", stages},
+                     {"evaluations", evaluations},
                      {"device", text_or_null(s.device)},
                      {"checkpoint", text_or_null(s.checkpoint)},
                      {"sample", text_or_null(s.sample)},
                      {"plot", text_or_null(s.plot)}};
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string evaluations_text(const RunSummary& s) {
+  std::int64_t newest = -1;
+  for (const EvalRow& row : s.evaluations) newest = std::max(newest, row.step);
+  std::string out;
+  for (const EvalRow& row : s.evaluations)
+    if (row.step == newest)
+      out += fmt::format("{}{} {:.4g}", out.empty() ? "" : ", ", row.name, row.value);
+  return out.empty() ? out : fmt::format("{} after step {}", out, newest);
 }
 
 void write_summary(const fs::path& path, const RunSummary& summary) {

@@ -52,17 +52,23 @@ struct RunSummary {
   int data = 1;                      // data-parallel groups
   int context = 1;                   // ranks that share a sequence
   std::vector<StageSummary> stages;  // in order; one without a curriculum
-  std::string device;                // "cpu: avx512_bf16 attention, oneDNN 2.6.3 matmul, 2 threads"
-  std::string checkpoint;            // newest one, its path
-  std::string sample;                // generated text; bytes that are not UTF-8 become U+FFFD
-  std::string plot;                  // path of the loss curve
+  // The last evaluation at each length: rows of metrics.jsonl named passkey@1024, perplexity@1024.
+  std::vector<EvalRow> evaluations;
+  std::string device;      // "cpu: avx512_bf16 attention, oneDNN 2.6.3 matmul, 2 threads"
+  std::string checkpoint;  // newest one, its path
+  std::string sample;      // generated text; bytes that are not UTF-8 become U+FFFD
+  std::string plot;        // path of the loss curve
 };
 
-// Fills the losses, tokens_per_second, mfu and stages from the metrics of the whole run.
+// Fills the losses, tokens_per_second, mfu, stages and evaluations from the metrics of the whole
+// run.
 // Evaluations are those named "loss". Steps without a finite loss are passed over.
 void add_losses(RunSummary& summary, const MetricsContent& metrics);
 
 std::string to_json(const RunSummary& summary);
+// "passkey@256 1, passkey@1024 0.85 after step 100": the newest of summary.evaluations; "" where
+// there are none.
+std::string evaluations_text(const RunSummary& summary);
 // Atomic. Errors: as train/durable_file.h.
 void write_summary(const std::filesystem::path& path, const RunSummary& summary);
 // True when `path` is the summary of a run that finished at `step`: not one of an earlier, shorter

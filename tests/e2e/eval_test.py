@@ -93,6 +93,11 @@ class Eval(unittest.TestCase):
     def test_training_looks_at_passkeys_and_resumes_exactly(self):
         rows = metrics(self.run_folder, "eval")
         self.assertEqual([r["documents"] for r in rows if r["name"] == "passkey@256"], [3, 3])
+        summary = json.loads((self.run_folder / "summary.json").read_text())
+        last = [{k: v for k, v in r.items() if k != "kind"} for r in rows
+                if r["step"] == 12 and "@" in r["name"]]
+        self.assertEqual(len(last), 4)
+        self.assertEqual(summary["evaluations"], last)
         train(self.workspace, "again", "train.steps=6", "schedule.type=constant", *EVALUATION)
         train(self.workspace, "again", "train.steps=12", "schedule.type=constant", *EVALUATION)
         train(self.workspace, "whole", "train.steps=12", "schedule.type=constant")

@@ -49,6 +49,31 @@ TEST(Summary, LossesComeFromTheMetrics) {
   EXPECT_EQ(s.mfu, 0.3);
 }
 
+TEST(Summary, KeepsTheLastEvaluationAtEachLength) {
+  MetricsContent content = run_of(20);
+  for (const std::int64_t step : {10, 20})
+    for (const char* name : {"passkey@64", "passkey@256", "perplexity@64", "gate/loss"})
+      content.eval.push_back({.step = step,
+                              .name = name,
+                              .value = static_cast<double>(step) / 40,
+                              .extras = {{"documents", 12}}});
+  content.eval.push_back({.step = 10, .name = "passkey@512", .value = 1});  // no longer asked for
+  RunSummary s;
+  add_losses(s, content);
+  EXPECT_EQ(evaluations_text(s),
+            "passkey@64 0.5, passkey@256 0.5, perplexity@64 0.5 after step 20");
+  const auto json = nlohmann::json::parse(to_json(s)).at("evaluations");
+  ASSERT_EQ(json.size(), 4u);
+  EXPECT_EQ(json.at(1).at("name"), "passkey@256");
+  EXPECT_EQ(json.at(1).at("step"), 20);
+  EXPECT_EQ(json.at(1).at("value"), 0.5);
+  EXPECT_EQ(json.at(1).at("documents"), 12);
+  EXPECT_EQ(json.at(3).at("step"), 10);
+  RunSummary none;
+  add_losses(none, run_of(20));
+  EXPECT_EQ(evaluations_text(none), "");
+}
+
 TEST(Summary, IsOfTheRunThatFinishedAtAStep) {
   const TemporaryFolder folder;
   const auto path = folder.path() / "summary.json";
@@ -109,7 +134,7 @@ TEST(Summary, JsonHasEveryKey) {
   EXPECT_EQ(json.at("context"), 2);
   EXPECT_EQ(json.at("sample"), "caf\xc3\xa9 \xef\xbf\xbd end");
   EXPECT_TRUE(json.at("plot").is_null()) << "no plot was made";
-  EXPECT_EQ(json.size(), 28u);
+  EXPECT_EQ(json.size(), 29u);
   EXPECT_EQ(json.at("stages").at(1).at("sequence_length"), 512);
 
   s.status = RunStatus::kFinished;
