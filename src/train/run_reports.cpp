@@ -42,10 +42,9 @@ void RunReports::finish(RunSummary summary, std::chrono::steady_clock::time_poin
   }
   summary.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   write_summary(folder_ / "summary.json", summary);
-  log.info("{} step {}: loss {:.4f} -> {:.4f} nats per token, {:.0f} tokens/s; {}",
+  log.info("{} step {}: {}, {:.0f} tokens/s; {}",
            summary.status == RunStatus::kFinished ? "finished" : "stopped at", summary.steps,
-           summary.loss_first, summary.loss_last, summary.tokens_per_second,
-           (folder_ / "summary.json").string());
+           losses_text(summary), summary.tokens_per_second, (folder_ / "summary.json").string());
   if (const std::string text = evaluations_text(summary); !text.empty()) log.info("{}", text);
 }
 

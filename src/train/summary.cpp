@@ -128,6 +128,32 @@ std::vector<EvalRow> last_by_length(const std::vector<EvalRow>& rows) {
   return out;
 }
 
+MeasuredIn measured_in(double sequence_length, const MetricExtras& extras) {
+  MeasuredIn out{.sequence_length = static_cast<std::int64_t>(sequence_length)};
+  for (const auto& [key, value] : extras) {
+    if (!std::isfinite(value)) continue;
+    if (key == "sequence_length") out.sequence_length = static_cast<std::int64_t>(value);
+    if (key == "window") out.window = static_cast<std::int64_t>(value);
+  }
+  return out;
+}
+
+MeasuredIn measured_in(const TrainRow& row) {
+  return measured_in(static_cast<double>(row.sequence_length), row.extras);
+}
+
+Json measured_json(const MeasuredIn& in) {
+  if (in.sequence_length == 0) return nullptr;
+  Json out = {{"sequence_length", in.sequence_length}};
+  if (in.window > 0) out["window"] = in.window;
+  return out;
+}
+
+std::string text_of(const MeasuredIn& in) {
+  if (in.window == 0) return fmt::format("sequences of {}", in.sequence_length);
+  return fmt::format("sequences of {}, window {}", in.sequence_length, in.window);
+}
+
 Json evaluation_json(const EvalRow& row) {
   Json out = {{"name", row.name}, {"step", row.step}, {"value", row.value}};
   for (const auto& [key, value] : row.extras) out[key] = value;
@@ -191,9 +217,14 @@ void add_losses(RunSummary& summary, const MetricsContent& metrics) {
   if (!rows.empty()) {
     summary.loss_first = rows.front().loss;
     summary.loss_last = rows.back().loss;
-    const std::size_t n = std::min(kLastSteps, rows.size());
+    summary.loss_first_in = measured_in(rows.front());
+    summary.loss_last_in = measured_in(rows.back());
+    std::size_t n = 0;
     double sum = 0;
-    for (std::size_t i = rows.size() - n; i < rows.size(); ++i) sum += rows[i].loss;
+    for (auto row = rows.rbegin(); row != rows.rend() && n < kLastSteps &&
+                                   row->sequence_length == rows.back().sequence_length;
+         ++row, ++n)
+      sum += row->loss;
     summary.loss_last_mean = sum / static_cast<double>(n);
   }
   std::vector<double> rates, mfus;
@@ -208,9 +239,13 @@ void add_losses(RunSummary& summary, const MetricsContent& metrics) {
   bool first = true;
   for (const EvalRow& row : metrics.eval) {
     if (row.name != "loss") continue;
-    if (first) summary.eval_loss_first = row.value;
-    first = false;
     summary.eval_loss_last = row.value;
+    summary.eval_loss_last_in = measured_in(0, row.extras);
+    if (first) {
+      summary.eval_loss_first = row.value;
+      summary.eval_loss_first_in = summary.eval_loss_last_in;
+    }
+    first = false;
   }
 }
 
@@ -234,10 +269,14 @@ std::string to_json(const RunSummary& s) {
                      {"loss_first", s.loss_first},
                      {"loss_last", s.loss_last},
                      {"loss_last_mean", s.loss_last_mean},
+                     {"loss_first_in", measured_json(s.loss_first_in)},
+                     {"loss_last_in", measured_json(s.loss_last_in)},
                      {"bits_per_byte_first", bits(s.loss_first, bytes)},
                      {"bits_per_byte_last", bits(s.loss_last, bytes)},
                      {"eval_loss_first", s.eval_loss_first},
                      {"eval_loss_last", s.eval_loss_last},
+                     {"eval_loss_first_in", measured_json(s.eval_loss_first_in)},
+                     {"eval_loss_last_in", measured_json(s.eval_loss_last_in)},
                      {"eval_bits_per_byte_first", bits(s.eval_loss_first, bytes)},
                      {"eval_bits_per_byte_last", bits(s.eval_loss_last, bytes)},
                      {"tokens_per_second", s.tokens_per_second},
@@ -256,6 +295,13 @@ std::string to_json(const RunSummary& s) {
                      {"sample", text_or_null(s.sample)},
                      {"plot", text_or_null(s.plot)}};
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string losses_text(const RunSummary& s) {
+  if (s.loss_first_in == s.loss_last_in)
+    return fmt::format("loss {:.4f} -> {:.4f} nats per token", s.loss_first, s.loss_last);
+  return fmt::format("loss {:.4f} ({}) -> {:.4f} ({}) nats per token", s.loss_first,
+                     text_of(s.loss_first_in), s.loss_last, text_of(s.loss_last_in));
 }
 
 std::string evaluations_text(const RunSummary& s) {

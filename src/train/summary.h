@@ -28,6 +28,13 @@ struct StageSummary {
   double tokens_per_second = kUnknown;  // median
 };
 
+// What a loss was measured in: losses of different lengths or windows say little of one another.
+struct MeasuredIn {
+  std::int64_t sequence_length = 0;  // tokens; 0: not known
+  std::int64_t window = 0;           // of curriculum.type: window; 0: none
+  bool operator==(const MeasuredIn&) const = default;
+};
+
 // Numbers that are not known are NaN (or empty texts) and become null.
 struct RunSummary {
   std::string name;
@@ -37,9 +44,10 @@ struct RunSummary {
   std::int64_t skipped_tokens = 0;    // passed over on purpose (positions.source_window)
   double loss_first = kUnknown;       // nats per token, of the first step
   double loss_last = kUnknown;        // of the last step
-  double loss_last_mean = kUnknown;   // mean of the last min(10, n) steps
+  double loss_last_mean = kUnknown;   // mean of the last min(10, n) steps at the last one's length
   double eval_loss_first = kUnknown;  // held out, nats per token
   double eval_loss_last = kUnknown;
+  MeasuredIn loss_first_in, loss_last_in, eval_loss_first_in, eval_loss_last_in;
   // A token is one byte: losses are given in bits per byte (loss / ln 2) as well.
   bool byte_tokens = false;
   double tokens_per_second = kUnknown;    // all ranks; median over the run's steps
@@ -66,6 +74,8 @@ struct RunSummary {
 void add_losses(RunSummary& summary, const MetricsContent& metrics);
 
 std::string to_json(const RunSummary& summary);
+// "loss 5.1000 -> 3.2000 nats per token", with what each was measured in where that differs.
+std::string losses_text(const RunSummary& summary);
 // "passkey@256 1, passkey@1024 0.85 after step 100": the newest of summary.evaluations; "" where
 // there are none.
 std::string evaluations_text(const RunSummary& summary);

@@ -49,6 +49,33 @@ TEST(Summary, LossesComeFromTheMetrics) {
   EXPECT_EQ(s.mfu, 0.3);
 }
 
+TEST(Summary, SaysWhatLossesWereMeasuredIn) {
+  MetricsContent content = run_of(20);
+  for (TrainRow& row : content.train) row.sequence_length = row.step <= 17 ? 64 : 256;
+  content.eval.front().extras = {{"sequence_length", 64}};
+  content.eval.back().extras = {{"sequence_length", 256}};
+  RunSummary s;
+  add_losses(s, content);
+  EXPECT_NEAR(s.loss_last_mean, 2 + (3.0 / 18 + 3.0 / 19 + 3.0 / 20) / 3, 1e-12)
+      << "of the last length only";
+  EXPECT_EQ(losses_text(s),
+            "loss 5.0000 (sequences of 64) -> 2.1500 (sequences of 256) nats per token");
+  auto json = nlohmann::json::parse(to_json(s));
+  EXPECT_EQ(json.at("loss_first_in"), nlohmann::json({{"sequence_length", 64}}));
+  EXPECT_EQ(json.at("eval_loss_first_in").at("sequence_length"), 64);
+  EXPECT_EQ(json.at("eval_loss_last_in").at("sequence_length"), 256);
+
+  for (TrainRow& row : content.train) row.sequence_length = 256;
+  content.train.front().extras = {{"window", 32}};
+  add_losses(s, content);
+  EXPECT_EQ(
+      losses_text(s),
+      "loss 5.0000 (sequences of 256, window 32) -> 2.1500 (sequences of 256) nats per token");
+  content.train.front().extras.clear();
+  add_losses(s, content);
+  EXPECT_EQ(losses_text(s), "loss 5.0000 -> 2.1500 nats per token");
+}
+
 TEST(Summary, KeepsTheLastEvaluationAtEachLength) {
   MetricsContent content = run_of(20);
   for (const std::int64_t step : {10, 20})
@@ -134,7 +161,7 @@ TEST(Summary, JsonHasEveryKey) {
   EXPECT_EQ(json.at("context"), 2);
   EXPECT_EQ(json.at("sample"), "caf\xc3\xa9 \xef\xbf\xbd end");
   EXPECT_TRUE(json.at("plot").is_null()) << "no plot was made";
-  EXPECT_EQ(json.size(), 29u);
+  EXPECT_EQ(json.size(), 33u);
   EXPECT_EQ(json.at("stages").at(1).at("sequence_length"), 512);
 
   s.status = RunStatus::kFinished;
