@@ -81,20 +81,20 @@ DryRun dry_run_of(const TrainArguments& args, const std::vector<std::string>& ov
   return out;
 }
 
-// A line for each stage; where a cycle repeats, for one of each.
+// A line for each stage; where a cycle repeats, for one of each; of growing windows for both ends.
 void print_stages(const DryRun& run) {
   const std::vector<std::string> lines = stage_lines(run.stages);
-  fmt::print("{} stages{}:\n", run.stages.size(),
-             run.largest.stages.size() < run.stages.size()
-                 ? fmt::format(", of {} kinds, one of each", run.largest.stages.size())
-                 : "");
+  const std::size_t shown = run.largest.stages.size();
+  std::string which;
+  if (shown < run.stages.size())
+    which = run.stages.front().window > 0
+                ? ", whose windows grow; the first and the last"
+                : fmt::format(", of {} kind{}, one of each", shown, shown == 1 ? "" : "s");
+  fmt::print("{} stages{}:\n", run.stages.size(), which);
   for (std::size_t i = 0; i < run.largest.stages.size(); ++i)
     fmt::print("  {}: {:.1f} MiB, {:.3g} TFLOP\n", lines[run.largest.stages[i]],
                static_cast<double>(run.largest.reports[i].total_bytes()) / (1 << 20),
-               (run.largest.reports[i].step_work.matmul_flops +
-                run.largest.reports[i].step_work.attention_forward_flops +
-                run.largest.reports[i].step_work.attention_backward_flops) /
-                   1e12);
+               run.largest.reports[i].step_flops() / 1e12);
 }
 
 void print(const DryRun& run) {

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "comm/factory.h"
+#include "data/packing.h"
 #include "parallel/balance.h"
 #include "train/device_overhead.h"
 #include "train/run_checkpoint.h"
@@ -135,7 +137,8 @@ PassMemory MemoryProbe::score(const MicroBatch& micro, std::span<const std::int6
   return model_->engine.pass_memory();
 }
 
-DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
+DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks,
+                     std::int64_t window) {
   const auto backend = make_dry_backend_for(config);
   const auto world = make_dry_communicator(rank, num_ranks);
   const Mesh mesh = make_mesh(config, *world);
@@ -143,8 +146,11 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
   Engine engine(config, *backend, mesh, dry_sizes(config), trace);
 
   const config::Train& train = config.train();
-  const MicroBatch micro = shard(blank_batch(train.micro_batch(), train.sequence_length()),
-                                 Sharding::from(config, mesh.place()));
+  const Sharding sharding = Sharding::from(config, mesh.place());
+  Batch batch = blank_batch(train.micro_batch(), train.sequence_length());
+  const MicroBatch micro = shard(batch, sharding);
+  if (window > 0) cut_segments(batch, window);
+  const MicroBatch cut = window > 0 ? shard(batch, sharding) : micro;
 
   DryRunReport report;
   report.rank = rank;
@@ -155,8 +161,7 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
   backend->reset_work();
   world->reset_counters();
   const CommCounters context_before = mesh.context_counters();
-  const std::vector<MicroBatch> micro_batches(static_cast<std::size_t>(report.micro_batches),
-                                              micro);
+  const std::vector<MicroBatch> micro_batches(static_cast<std::size_t>(report.micro_batches), cut);
   engine.train_step(micro_batches, 0, {});
   report.step_work = backend->work();
   report.step_comm = world->counters();
@@ -167,6 +172,7 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
     sum.bytes_sent +=
         context_after.by_collective[i].bytes_sent - context_before.by_collective[i].bytes_sent;
   }
+  if (window > 0) engine.train_step({&micro, 1}, 0, {});  // its memory
   if (config.evaluation().every() > 0) {
     engine.evaluate(micro);
     pass_over_evaluations(engine, mesh, config);
@@ -192,8 +198,8 @@ DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks) {
 namespace {
 
 DryRunReport largest_of(const std::vector<DryRunReport>& reports) {
-  const auto larger = [](const auto& a, const auto& b) {
-    return a.total_bytes() < b.total_bytes();
+  const auto larger = [](const DryRunReport& a, const DryRunReport& b) {
+    return std::pair(a.total_bytes(), a.step_flops()) < std::pair(b.total_bytes(), b.step_flops());
   };
   DryRunReport out = *std::max_element(reports.begin(), reports.end(), larger);
   for (const DryRunReport& report : reports) {
@@ -212,15 +218,34 @@ DryRunReport largest_of(const std::vector<DryRunReport>& reports) {
   return out;
 }
 
+std::vector<std::size_t> stages_shown(const std::vector<StagePlan>& stages) {
+  const DistinctStages kinds = distinct_stages(stages);
+  std::vector<std::size_t> out;
+  for (std::size_t kind = 0; kind < kinds.examples.size(); ++kind) {
+    const std::size_t first = kinds.examples[kind];
+    out.push_back(first);
+    std::size_t last = first;
+    for (std::size_t i = first; i < stages.size(); ++i)
+      if (kinds.of_stage[i] == kind) last = i;
+    if (stages[last].window != stages[first].window) out.push_back(last);
+  }
+  return out;
+}
+
 }  // namespace
 
 StagesDryRun dry_run(const std::vector<StagePlan>& stages, int rank, int num_ranks) {
   StagesDryRun out;
-  out.stages = distinct_stages(stages).examples;
+  out.stages = stages_shown(stages);
   for (const std::size_t i : out.stages)
-    out.reports.push_back(dry_run(stages[i].config, rank, num_ranks));
+    out.reports.push_back(dry_run(stages[i].config, rank, num_ranks, stages[i].window));
   out.whole = largest_of(out.reports);
   return out;
+}
+
+double DryRunReport::step_flops() const {
+  return step_work.matmul_flops + step_work.attention_forward_flops +
+         step_work.attention_backward_flops;
 }
 
 std::size_t DryRunReport::overhead_bytes() const {

@@ -31,6 +31,7 @@ struct DryRunReport {
 
   std::size_t checkpoint_bytes = 0;  // host copy of this rank's share of a checkpoint
 
+  double step_flops() const;  // all of step_work
   std::size_t overhead_bytes() const;
   std::size_t device_bytes() const { return sizes.on_device() + overhead_bytes(); }
   // In host memory where the device is a GPU; on a CPU it is all one.
@@ -41,12 +42,18 @@ struct DryRunReport {
 // One optimizer step, and one evaluation pass if the run evaluates, of `rank` of `num_ranks`. Every
 // sequence is taken as one document: the most work, and the most memory but for what MemoryProbe
 // knows better. With layout `balanced` memory is that of a place with kTokenCap times its share.
-DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks);
+// `window` (StagePlan::window): work and traffic are those of documents that are cut into windows,
+// memory is that of whole ones.
+DryRunReport dry_run(const config::RunConfig& config, int rank, int num_ranks,
+                     std::int64_t window = 0);
 
 // What a run with these stages needs: each arena is as large as the stage that needs it most has
-// it; work, traffic and micro-batches are those of the stage with the most memory.
+// it; work, traffic and micro-batches are those of the stage with the most memory, of equals the
+// one with the most work.
 struct StagesDryRun {
-  std::vector<std::size_t> stages;    // one of each kind (config/curriculum.h, distinct_stages)
+  // One of each kind (config/curriculum.h, distinct_stages); of those whose windows grow the first
+  // and the last.
+  std::vector<std::size_t> stages;
   std::vector<DryRunReport> reports;  // of those
   DryRunReport whole;
 };

@@ -185,6 +185,27 @@ TEST(CurriculumData, CursorsFollowTheStages) {
 }
 
 // What was chosen is written where all stages of a place chose alike; else it stays auto.
+TEST(CurriculumDryRun, WorkIsThatOfTheWindow) {
+  config::RunConfig config = tiny_config();
+  config.mutable_train()->set_steps(100);
+  config.mutable_train()->set_sequence_length(96);
+  config.mutable_train()->set_batch_tokens(96);
+  config.mutable_train()->set_micro_batch(1);
+  config.mutable_curriculum()->set_type("window");
+  config.mutable_curriculum()->set_initial_window(24);
+  config.mutable_curriculum()->set_window_steps(60);
+  const std::vector<StagePlan> stages = plan_stages(config);
+  const StagesDryRun run = dry_run(stages, 0, 1);
+  EXPECT_EQ(run.stages, (std::vector<std::size_t>{0, stages.size() - 1}));
+  const WorkCounters &cut = run.reports[0].step_work, &whole = run.reports[1].step_work;
+  EXPECT_EQ(cut.matmul_flops, whole.matmul_flops);
+  // Pairs of four blocks of 24 tokens, and of one of 96.
+  EXPECT_NEAR(cut.attention_forward_flops / whole.attention_forward_flops,
+              (4 * 24 * 25) / (96.0 * 97), 1e-12);
+  EXPECT_EQ(run.reports[0].total_bytes(), run.reports[1].total_bytes()) << "memory is that of all";
+  EXPECT_EQ(run.whole.step_flops(), run.reports[1].step_flops());
+}
+
 TEST(CurriculumSharding, ChoicesAreRecordedWherePlacesAgree) {
   config::RunConfig window = tiny_config();
   window.mutable_train()->set_steps(100);
