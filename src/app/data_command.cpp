@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "app/command.h"
+#include "app/number_option.h"
 #include "app/ranks.h"
 #include "config/quantity.h"
 #include "data/import.h"
@@ -229,7 +230,7 @@ void add_synth(CLI::App& data) {
   cmd->add_option("--length", args->length, "tokens per document")->capture_default_str();
   cmd->add_option("--vocab-size", args->vocab_size, "260: bytes; else integers 0..N-1")
       ->capture_default_str();
-  cmd->add_option("--seed", args->seed, "seed")->capture_default_str();
+  cmd->add_option("--seed", args->seed, "seed")->check(whole_number())->capture_default_str();
   cmd->add_option("--labels", args->labels,
                   "passkey, kv, copy: score the answer only, or all tokens")
       ->check(CLI::IsMember({"answer", "all"}))

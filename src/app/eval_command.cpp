@@ -10,6 +10,7 @@
 #include "app/command.h"
 #include "app/eval_report.h"
 #include "app/model_options.h"
+#include "app/number_option.h"
 #include "comm/agree.h"
 #include "train/generate.h"
 #include "train/long_scoring.h"
@@ -281,7 +282,9 @@ void add_retrieval(CLI::App& eval, Session& session, const std::string& name,
   cmd->add_option("--samples", args->samples, "documents for each length and depth")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1'000'000}))
       ->capture_default_str();
-  cmd->add_option("--seed", args->seed, "of the documents")->capture_default_str();
+  cmd->add_option("--seed", args->seed, "of the documents")
+      ->check(whole_number())
+      ->capture_default_str();
   cmd->add_flag("--generate", args->generate,
                 "score what the model writes, greedily, instead of one teacher-forced pass");
   if (name == "passkey")

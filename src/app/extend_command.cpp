@@ -14,6 +14,7 @@
 
 #include "app/command.h"
 #include "app/model_options.h"
+#include "app/number_option.h"
 #include "comm/agree.h"
 #include "train/factor_search.h"
 #include "train/long_samples.h"
@@ -289,7 +290,9 @@ void add_search_options(CLI::App& cmd, SearchOptions& o) {
   cmd.add_option("--mutation-probability", o.mutation_probability, "of each factor")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  cmd.add_option("--seed", o.seed, "of samples and candidates")->capture_default_str();
+  cmd.add_option("--seed", o.seed, "of samples and candidates")
+      ->check(whole_number())
+      ->capture_default_str();
 }
 
 }  // namespace

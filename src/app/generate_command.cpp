@@ -15,6 +15,7 @@
 #include "app/command.h"
 #include "app/environment.h"
 #include "app/model_options.h"
+#include "app/number_option.h"
 #include "app/text_stream.h"
 #include "comm/agree.h"
 #include "train/generate.h"
@@ -227,7 +228,9 @@ void add_generate_command(CLI::App& app, Session& session) {
   cmd->add_option("--top-p", args->top_p,
                   "draw from the most likely tokens that have this probability together")
       ->capture_default_str();
-  cmd->add_option("--seed", args->seed, "of the draws")->capture_default_str();
+  cmd->add_option("--seed", args->seed, "of the draws")
+      ->check(whole_number())
+      ->capture_default_str();
   cmd->add_option("--stop", args->stop,
                   "a text that ends the output and is left out of it; eos: only the end of a "
                   "document, which always ends it")

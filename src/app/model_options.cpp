@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "app/number_option.h"
 #include "config/quantity.h"
 #include "data/loader.h"
 
@@ -23,10 +24,10 @@ void add_model_options(CLI::App& cmd, ModelArguments& args) {
                  "that it was trained for)");
   cmd.add_option("--local-ranks", args.local_ranks,
                  "run N ranks as threads of this process, without MPI")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, kMostInt));
   cmd.add_option("--threads", args.threads,
                  "CPU threads of each rank (default: OMP_NUM_THREADS, or its share of the cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, kMostInt));
   cmd.add_flag("--quiet", args.quiet, "no notes on standard error");
 }
 

@@ -7,6 +7,7 @@
 
 #include "app/command.h"
 #include "app/environment.h"
+#include "app/number_option.h"
 #include "app/ranks.h"
 #include "app/signals.h"
 #include "comm/agree.h"
@@ -228,10 +229,10 @@ void add_train_command(CLI::App& app, Session& session) {
   cmd->add_option(
          "--ranks", args->ranks,
          "ranks of a dry run (default: --local-ranks, mpirun's, or what the mesh asks for)")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, kMostInt));
   cmd->add_option("--local-ranks", args->local_ranks,
                   "run N ranks as threads of this process, without MPI")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, kMostInt));
   cmd->add_flag("--quiet", args->quiet, "show warnings and errors only");
   cmd->add_flag("--profile", args->profile, "print where the time went at the end");
   cmd->callback([args, &session] {

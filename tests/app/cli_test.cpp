@@ -82,6 +82,11 @@ TEST_F(Cli, UsageErrorsGiveTwoAndWhatToDo) {
       {"config configs/tiny.yaml train.stepz=3", "did you mean train.steps?"},
       {"trian configs/tiny.yaml", "did you mean train?"},
       {"train", "config is required"},
+      {"train configs/tiny.yaml --local-ranks 0", "'0' is not a whole number of at least 1"},
+      {"train configs/tiny.yaml --local-ranks two", "'two' is not a whole number"},
+      {"generate --seed -1", "'-1' is not a whole number of at least 0"},
+      {"eval passkey --seed -1", "'-1' is not a whole number of at least 0"},
+      {"data synth --seed 1.5", "'1.5' is not a whole number of at least 0"},
       {"train configs/tiny.yaml --local-rank 2", "did you mean --local-ranks?"},
       {"config configs/quickstart.yaml --ranks 3", "3 ranks do not fit"},
   };
