@@ -12,9 +12,7 @@ void add_model_options(CLI::App& cmd, ModelArguments& args) {
   cmd.add_option("--model", args.model,
                  "a run's folder (its newest checkpoint that verifies), or a checkpoint")
       ->required();
-  cmd.add_option("overrides", args.overrides,
-                 "section.key=value ...: device, model.rope, model.sliding_window, parallel, "
-                 "train.precision");
+  cmd.add_option("overrides", args.overrides, "section.key=value ...: " + inference_keys());
   cmd.add_option("--attention", args.attention,
                  "model: as it was trained; lm_infinite or dca (Dual Chunk Attention): reads "
                  "further than that, without training")

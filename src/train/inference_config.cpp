@@ -1,5 +1,7 @@
 #include "train/inference_config.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 
@@ -88,21 +90,20 @@ std::vector<Issue> refused_overrides(const LoadedConfig& given) {
   std::vector<Issue> out;
   for (const auto& [key, origin] : given.origins) {
     if (origin != "command line" || is_read(key)) continue;
-    const bool model = key.starts_with("model.");
     out.push_back(
         {.key = key,
          .where = "command line",
-         .what = model ? "is the shape or the nature of the saved weights, and cannot change"
-                       : "is read by training only",
-         .fix = model
-                    ? "leave it out (model.rope, sliding_window, attention_sinks, layer_types "
-                      "and sparse_attention may change)"
-                    : "leave it out (device, model.rope, parallel and train.precision are read)"});
+         .what = key.starts_with("model.")
+                     ? "is the shape or the nature of the saved weights, and cannot change"
+                     : "is read by training only",
+         .fix = fmt::format("leave it out; what may change: {}", inference_keys())});
   }
   return out;
 }
 
 }  // namespace
+
+std::string inference_keys() { return fmt::format("{}", fmt::join(kReadByInference, ", ")); }
 
 InferenceConfig inference_config(std::string_view saved_yaml, const std::string& where,
                                  std::span<const std::string> overrides, int num_ranks,

@@ -22,6 +22,9 @@ struct InferenceConfig {
   std::vector<Issue> notes;   // worth saying though no error
 };
 
+// Keys, or sections, that `overrides` may change, for people: "device, device_memory, model.rope".
+std::string inference_keys();
+
 // `overrides` ("section.key=value") may change how positions and masks are computed, how ranks
 // share the work, precision and device; not the shape of the weights, and nothing that only
 // training reads. Throws ConfigError with every issue. `where` names the checkpoint; `stage_steps`

@@ -2,10 +2,13 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 
 #include "support/saved_run.h"
+#include "train/inference_config.h"
 #include "train/temporary_folder.h"
 
 namespace farspan {
@@ -84,6 +87,15 @@ TEST_F(GenerateCommand, SaysWhenATextIsLongerThanTheTraining) {
     EXPECT_EQ(outcome.code, 0) << longer << outcome.err;
     EXPECT_EQ(outcome.err.find("trained for"), std::string::npos) << longer << outcome.err;
   }
+}
+
+TEST_F(GenerateCommand, HelpNamesEveryKeyThatMayChange) {
+  EXPECT_NE(run("--help").out.find(inference_keys()), std::string::npos);
+  std::ifstream guide(FARSPAN_SOURCE_DIR "/docs/generation.md");
+  const std::string text((std::istreambuf_iterator<char>(guide)), std::istreambuf_iterator<char>());
+  std::istringstream keys(inference_keys());
+  for (std::string key; std::getline(keys >> std::ws, key, ',');)
+    EXPECT_NE(text.find("`" + key + "`"), std::string::npos) << key << " in docs/generation.md";
 }
 
 TEST_F(GenerateCommand, SaysWhatIsWrong) {
