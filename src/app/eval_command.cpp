@@ -118,8 +118,8 @@ TaskGrid grid_of(const RetrievalArguments& args, const std::string& task,
 
 void retrieval_on_rank(const RetrievalArguments& args, Communicator& world,
                        const RankEnvironment& rank) {
-  InferenceModel model(args.model.model, args.model.overrides, inference_options(args.model, rank),
-                       world);
+  InferenceModel model(args.model.model, args.model.overrides,
+                       inference_options(args.model, rank, {"shorter --lengths"}), world);
   print_notes(model, args.model.quiet);
   RetrievalReport report{.origin = origin_of(model, args)};
   std::vector<TaskGrid> grids;
@@ -187,8 +187,8 @@ TextPlan plan_text(const TextArguments& args, const InferenceModel& model,
 }
 
 void text_on_rank(const TextArguments& args, Communicator& world, const RankEnvironment& rank) {
-  InferenceModel model(args.model.model, args.model.overrides, inference_options(args.model, rank),
-                       world);
+  InferenceModel model(args.model.model, args.model.overrides,
+                       inference_options(args.model, rank, {"shorter --lengths"}), world);
   print_notes(model, args.model.quiet);
   std::optional<EvaluationReader> reader;
   TextPlan plan;

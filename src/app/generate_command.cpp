@@ -177,8 +177,10 @@ void generate_on_rank(const GenerateArguments& args, Communicator& world,
   std::string text;
   together(world, [&] { text = prompt_of(args); });
   agree_on(world, "prompt", text);
-  InferenceModel model(args.model.model, args.model.overrides, inference_options(args.model, rank),
-                       world);
+  std::vector<std::string> smaller{"a shorter prompt", "a lower --max-new-tokens"};
+  if (world.size() == 1) smaller.emplace_back("a lower --chunk");
+  InferenceModel model(args.model.model, args.model.overrides,
+                       inference_options(args.model, rank, std::move(smaller)), world);
   const bool lead = world.rank() == 0, notes = lead && !args.model.quiet;
   print_notes(model, args.model.quiet);
   std::unique_ptr<Tokenizer> tokenizer;

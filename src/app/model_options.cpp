@@ -29,12 +29,17 @@ void add_model_options(CLI::App& cmd, ModelArguments& args) {
   cmd.add_flag("--quiet", args.quiet, "no notes on standard error");
 }
 
-InferenceOptions inference_options(const ModelArguments& args, const RankEnvironment& rank) {
+InferenceOptions inference_options(const ModelArguments& args, const RankEnvironment& rank,
+                                   std::vector<std::string> smaller) {
+  if (args.attention == "dca") smaller.emplace_back("--attention lm_infinite");
+  if (args.attention == "lm_infinite") smaller.emplace_back("a lower --attention-context");
   return {.threads = args.threads > 0 ? args.threads : rank.threads_per_rank,
           .ranks_on_machine = rank.local_size,
           .local_rank = rank.local_rank,
           .host_id = rank.host_id,
-          .quiet = args.quiet};
+          .quiet = args.quiet,
+          .smaller = std::move(smaller),
+          .ranks_share = args.attention == "model"};
 }
 
 LongAttentionOptions long_attention_options(const ModelArguments& args,

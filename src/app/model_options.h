@@ -4,7 +4,7 @@
 //   ModelArguments args;
 //   add_model_options(*cmd, args);
 //   run_ranks(session, args.local_ranks, [&](Communicator& world, const RankEnvironment& rank) {
-//     InferenceModel model(args.model, args.overrides, inference_options(args, rank), world);
+//     InferenceModel model(args.model, args.overrides, inference_options(args, rank, {}), world);
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -31,7 +31,9 @@ struct ModelArguments {
 // --model, --local-ranks, --threads, --quiet, --attention, --attention-context and key=value.
 void add_model_options(CLI::App& cmd, ModelArguments& args);
 
-InferenceOptions inference_options(const ModelArguments& args, const RankEnvironment& rank);
+// `smaller`: what makes the command's passes smaller, such as "a shorter prompt".
+InferenceOptions inference_options(const ModelArguments& args, const RankEnvironment& rank,
+                                   std::vector<std::string> smaller);
 
 // What --attention asks for. Throws Error(kUsage).
 LongAttentionOptions long_attention_options(const ModelArguments& args,

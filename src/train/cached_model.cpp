@@ -15,7 +15,7 @@ constexpr std::int64_t kOwnedTokens = 64;
 
 // Before the arena says so in its own words: it was made for this text, or on the dry backend for
 // any that can be.
-void check_cache(const KvCache::Sizes& sizes, const Arena& arena) {
+void check_cache(const KvCache::Sizes& sizes, LongAttentionKind attention, const Arena& arena) {
   const double bytes = 2.0 * static_cast<double>(size_of(sizes.dtype)) *
                        static_cast<double>(sizes.num_layers * sizes.num_kv_heads) *
                        static_cast<double>(sizes.head_dim) * static_cast<double>(sizes.capacity);
@@ -23,7 +23,10 @@ void check_cache(const KvCache::Sizes& sizes, const Arena& arena) {
   throw Error(ExitCode::kExhausted,
               {.what = fmt::format("keys and values of {} tokens take {:.0f} GiB of a rank",
                                    sizes.capacity, bytes / (1 << 30)),
-               .fix = "use a shorter text, or more ranks"});
+               .fix = attention == LongAttentionKind::kNone ? "use a shorter text, or more ranks"
+                      : attention == LongAttentionKind::kDualChunk
+                          ? "use a shorter text, or --attention lm_infinite, which keeps a window"
+                          : "use a lower --attention-context"});
 }
 
 // Tokens that are their indices: what sharding makes of them is the order of a rank's rows.
@@ -116,12 +119,12 @@ CachedModel::CachedModel(const ModelOnRank& on, const CachedModelOptions& option
     stride_ = std::lcm(stride_, pattern.row_stride());
   if (options_.long_attention.kind != LongAttentionKind::kNone) {
     check_long_attention(on.config, options_.long_attention, num_ranks_);
-    check_cache(cache_sizes(), on.scratch);
+    check_cache(cache_sizes(), options_.long_attention.kind, on.scratch);
     long_attention_.emplace(options_.long_attention, cache_sizes(), on.model.rotary(), on.scratch);
     return;
   }
   if (shares(options_.prompt)) plan_prompt();
-  check_cache(cache_sizes(), on.scratch);
+  check_cache(cache_sizes(), options_.long_attention.kind, on.scratch);
   cache_.emplace(on.scratch, cache_sizes());
 }
 

@@ -188,13 +188,13 @@ void InferenceModel::check_room(std::size_t scratch_bytes) const {
   const auto given = static_cast<std::size_t>(config().device_memory());
   const auto refuse = [&](std::size_t bytes, const std::string& limit) {
     throw Error(ExitCode::kDoesNotFit,
-                {.what = fmt::format("the weights and a pass need {} MiB on a rank, and {}",
-                                     (bytes >> 20) + 1, limit),
+                {.what = fmt::format("the weights{} need {} on a rank, and {}",
+                                     engine_ ? " and a pass" : "", size_text(bytes), limit),
                  .where = "device_memory",
-                 .fix = "use a shorter text, more ranks, or train.precision=bf16"});
+                 .fix = advice(/*of_machine=*/false)});
   };
   if (given > 0 && arenas + overhead > given)
-    refuse(arenas + overhead, fmt::format("device_memory is {} MiB", given >> 20));
+    refuse(arenas + overhead, fmt::format("device_memory is {}", size_text(given)));
   if (limit_.bytes > 0 && arenas > limit_.bytes) refuse(arenas, limit_.text);
   if (config().device() != "cpu") return;
   const std::size_t held = engine_ ? engine_->weights().capacity() : 0;
@@ -203,9 +203,24 @@ void InferenceModel::check_room(std::size_t scratch_bytes) const {
   if (available && needed > *available)
     throw Error(
         ExitCode::kExhausted,
-        {.what = fmt::format("{} rank(s) need {} MiB more; this machine has {} MiB left",
-                             options_.ranks_on_machine, needed >> 20, *available >> 20),
-         .fix = "use a shorter text, fewer ranks on this machine, or train.precision=bf16"});
+        {.what = fmt::format("{} rank(s) need {} more; this machine has {} left",
+                             options_.ranks_on_machine, size_text(needed), size_text(*available)),
+         .fix = advice(/*of_machine=*/true)});
+}
+
+// What can be done where memory does not suffice: a device's, or that of a machine and its ranks.
+std::string InferenceModel::advice(bool of_machine) const {
+  std::vector<std::string> ways;
+  if (engine_) ways = options_.smaller;
+  if (of_machine && options_.ranks_on_machine > 1) ways.emplace_back("fewer ranks on this machine");
+  if (!of_machine && engine_ && options_.ranks_share) ways.emplace_back("more ranks");
+  if (config().train().precision() != "bf16") ways.emplace_back("train.precision=bf16");
+  if (!of_machine && config().device_memory() > 0) ways.emplace_back("a higher device_memory");
+  if (ways.empty()) return "free memory that other programs hold, or use a larger machine";
+  std::string text;
+  for (std::size_t i = 0; i < ways.size(); ++i)
+    text += fmt::format("{}{}", i == 0 ? "" : i + 1 == ways.size() ? " or " : ", ", ways[i]);
+  return "use " + text;
 }
 
 void InferenceModel::rescale(const config::RopeScaling& scaling) {

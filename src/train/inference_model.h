@@ -31,6 +31,9 @@ struct InferenceOptions {
   int local_rank = 0;        // place among them: takes the GPU of this number, modulo those visible
   std::string host_id{};     // tells machines apart, as NCCL does
   bool quiet = false;        // console shows warnings and errors only
+  // What makes a pass smaller, for the error where one does not fit: "use a shorter text".
+  std::vector<std::string> smaller{"a shorter text"};
+  bool ranks_share = true;  // more of them, each with memory of its own, help as well
 };
 
 class InferenceModel {
@@ -78,6 +81,7 @@ class InferenceModel {
   void make_device();
   void allocate();
   void check_room(std::size_t scratch_bytes) const;
+  std::string advice(bool of_machine) const;
 
   InferenceOptions options_;
   Communicator& world_;

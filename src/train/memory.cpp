@@ -17,14 +17,13 @@ constexpr const char* kHostAdvice =
     "set train.recompute: full+attention (offload keeps activations in host memory), or raise "
     "parallel.context (--dry-run shows what needs how much)";
 
-// Four digits, so that neither side of a close comparison, nor a small one, reads as equal or zero.
+}  // namespace
+
 std::string size_text(std::size_t bytes) {
   const auto b = static_cast<double>(bytes);
   return bytes >= (std::size_t{1} << 30) ? fmt::format("{:.4g} GiB", b / (1 << 30))
                                          : fmt::format("{:.4g} MiB", b / (1 << 20));
 }
-
-}  // namespace
 
 std::optional<std::size_t> available_host_memory() {
   std::ifstream file("/proc/meminfo");

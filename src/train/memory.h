@@ -10,6 +10,10 @@
 
 namespace farspan {
 
+// "139.8 GiB", "0.9537 MiB": four digits, so that neither side of a close comparison, nor a small
+// one, reads as equal or zero.
+std::string size_text(std::size_t bytes);
+
 // Memory that new allocations can use on this machine now, bytes (MemAvailable of /proc/meminfo);
 // nullopt where that cannot be read.
 std::optional<std::size_t> available_host_memory();

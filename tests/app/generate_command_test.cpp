@@ -89,6 +89,27 @@ TEST_F(GenerateCommand, SaysWhenATextIsLongerThanTheTraining) {
   }
 }
 
+TEST_F(GenerateCommand, WhatDoesNotFitNamesWhatCanChange) {
+  const std::string much = "--prompt x --max-new-tokens 64k device_memory=4MB --quiet ";
+  const Outcome one = run(much), two = run(much + "--local-ranks 2"),
+                far = run(much + "--attention dca");
+  const Outcome load = run("--prompt x device_memory=10kB");
+  for (const Outcome* outcome : {&one, &two, &far, &load})
+    EXPECT_EQ(outcome->code, 7) << outcome->err;
+  EXPECT_NE(one.err.find("MiB on a rank, and device_memory is 3.815 MiB"), std::string::npos)
+      << one.err;
+  EXPECT_NE(one.err.find("use a shorter prompt, a lower --max-new-tokens, a lower --chunk, more "
+                         "ranks, train.precision=bf16 or a higher device_memory"),
+            std::string::npos)
+      << one.err;
+  EXPECT_EQ(two.err.find("--chunk"), std::string::npos) << two.err;
+  EXPECT_NE(far.err.find("--attention lm_infinite"), std::string::npos) << far.err;
+  EXPECT_EQ(far.err.find("more ranks"), std::string::npos) << far.err;
+  EXPECT_NE(load.err.find("the weights need"), std::string::npos) << load.err;
+  EXPECT_NE(load.err.find("use train.precision=bf16 or a higher device_memory"), std::string::npos)
+      << load.err;
+}
+
 TEST_F(GenerateCommand, HelpNamesEveryKeyThatMayChange) {
   EXPECT_NE(run("--help").out.find(inference_keys()), std::string::npos);
   std::ifstream guide(FARSPAN_SOURCE_DIR "/docs/generation.md");
