@@ -243,8 +243,9 @@ std::vector<std::string> with_own_samples(const SearchArguments& args, int ranks
 }
 
 void search_on_rank(const SearchArguments& args, Communicator& world, const RankEnvironment& rank) {
-  InferenceModel model(args.model.model, with_own_samples(args, world.size()),
-                       inference_options(args.model, rank), world);
+  InferenceOptions options = inference_options(args.model, rank, {"a shorter --target-context"});
+  options.ranks_share = false;  // each has samples of its own
+  InferenceModel model(args.model.model, with_own_samples(args, world.size()), options, world);
   print_notes(model, args.model.quiet);
   Task task;
   Json id;
