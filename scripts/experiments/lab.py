@@ -18,6 +18,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Lab:
         self.folder = Path(folder)
         self.quiet = quiet
         self.began = time.monotonic()
+        self.guard, self.locks = threading.Lock(), {}
         if not os.access(FARSPAN, os.X_OK):
             fail(f"{FARSPAN} is not built: cmake --preset cpu && cmake --build --preset cpu")
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
@@ -74,14 +76,20 @@ class Lab:
         return train, val
 
     def train(self, name, config, threads=1):
-        """Trains, or goes on, and returns the run's folder."""
+        """Trains, or goes on, and returns the run's folder. Jobs that want the same run train it once."""
+        with self.guard:
+            lock = self.locks.setdefault(name, threading.Lock())
+        with lock:
+            return self.train_alone(name, config, threads)
+
+    def train_alone(self, name, config, threads):
         run = self.folder / "runs" / name
         source = run.parent / f"{name}.yaml"
         source.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"name": run.name, "output_dir": str(run), **config}, indent=1) + "\n"
-        if source.exists() and source.read_text() != text:
+        if not source.exists() or source.read_text() != text:
             shutil.rmtree(run, ignore_errors=True)  # of another experiment
-        source.write_text(text)  # JSON is YAML
+            source.write_text(text)  # JSON is YAML
         summary = run / "summary.json"
         if summary.exists() and json.loads(summary.read_text())["status"] == "finished":
             return run
