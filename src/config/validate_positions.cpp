@@ -1,8 +1,7 @@
 // Samplers of positions: what each needs, and what makes them meaningless.
 #include <fmt/format.h>
 
-#include <algorithm>
-
+#include "config/layer_types.h"
 #include "config/rules.h"
 
 namespace farspan {
@@ -157,10 +156,7 @@ void PositionRules::check_model() {
 // Windows count tokens of the text, so they cut off far positions wherever they cut off far tokens.
 void PositionRules::check_windows() {
   const config::Model& model = config_.model();
-  const auto& types = model.layer_types();
-  const bool some_full =
-      std::find(types.begin(), types.end(), std::string("full_attention")) != types.end();
-  if (model.sliding_window() > 0 && !some_full)
+  if (model.sliding_window() > 0 && num_sliding_layers(model) == model.num_hidden_layers())
     rules_
         .add("positions.sampler",
              fmt::format("{} shows far positions to tokens within sliding_window {} of one another "

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "config/layer_types.h"
+
 namespace farspan {
 namespace {
 
@@ -162,11 +164,7 @@ LayerPatterns layer_patterns(const config::Model& model) {
 
   LayerPatterns out;
   for (std::int64_t layer = 0; layer < model.num_hidden_layers(); ++layer) {
-    // Without a list of types all layers are alike, with the window if there is one.
-    const bool slides = model.sliding_window() > 0 &&
-                        (model.layer_types().empty() ||
-                         model.layer_types(static_cast<int>(layer)) == "sliding_attention");
-    const AttentionPattern& pattern = slides ? sliding : full;
+    const AttentionPattern& pattern = layer_slides(model, layer) ? sliding : full;
     const auto known = std::find(out.patterns.begin(), out.patterns.end(), pattern);
     out.of_layer.push_back(static_cast<int>(known - out.patterns.begin()));
     if (known == out.patterns.end()) out.patterns.push_back(pattern);
