@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "config/layer_types.h"
 #include "config/rules.h"
 
 namespace farspan {
@@ -20,6 +21,7 @@ class RotaryRules {
     if (is({"none"})) return;
     check_needs();
     check_factors();
+    check_layers();
     check_contexts();
     check_ramps();
     check_length();
@@ -37,6 +39,7 @@ class RotaryRules {
   void check_unread();
   void check_needs();
   void check_factors();
+  void check_layers();
   void check_contexts();
   void check_ramps();
   void check_length();
@@ -65,6 +68,7 @@ void RotaryRules::check_unread() {
       {"factor", scaling_.has_factor(), scaled, "every type but none"},
       {"original_context", scaling_.has_original_context(), scaled, "every type but none"},
       {"target_context", scaling_.has_target_context(), scaled, "every type but none"},
+      {"layers", scaling_.layers() != defaults.layers(), scaled, "every type but none"},
       {"form", scaling_.form() != defaults.form(), is({"yarn"}), "yarn"},
       {"beta_fast", scaling_.beta_fast() != defaults.beta_fast(), is({"yarn"}), "yarn"},
       {"beta_slow", scaling_.beta_slow() != defaults.beta_slow(), is({"yarn"}), "yarn"},
@@ -115,6 +119,27 @@ void RotaryRules::check_factors() {
   if (scaling_.original_context() == 1)
     rules_.add(key("original_context"), "1 has no logarithm to divide by",
                "give the context that the weights were trained with, such as 4k", {key("type")});
+}
+
+// Which layers slide is what tells those that are scaled from those that are not.
+void RotaryRules::check_layers() {
+  if (scaling_.layers() == "all") return;
+  const std::int64_t layers = model_.num_hidden_layers(), sliding = num_sliding_layers(model_);
+  const std::vector<std::string> read = {"model.layer_types", "model.sliding_window", key("type")};
+  if (layers > 0 && sliding == layers)
+    rules_.add(key("layers"),
+               fmt::format("full_attention, and all {} layers slide: {} scales none of them",
+                           layers, type()),
+               "name the layers to scale full_attention in model.layer_types, or use layers: all",
+               read);
+  else if (sliding == 0)
+    rules_
+        .add(key("layers"),
+             "full_attention, and no layer slides: all of them are scaled, as with layers: all",
+             "leave it out, or give a sliding_window and name the layers that have it "
+             "sliding_attention in model.layer_types",
+             read)
+        .note = true;
 }
 
 void RotaryRules::check_contexts() {

@@ -20,7 +20,7 @@
 
 namespace farspan {
 
-// Position tables of the micro-batch's tokens, shared by all layers.
+// Position tables of the micro-batch's tokens, as a layer reads them.
 struct RopeTables {
   Tensor cos, sin;  // (T, D / 2) f32; undefined: nothing is rotated
   BiasTables bias;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "config/layer_types.h"
 #include "core/error.h"
 
 namespace farspan {
@@ -47,6 +48,18 @@ std::optional<RotaryArgs> length_dependent_rotary(const config::Model& model) {
   auto args = rotary_args(model);
   if (args && !depends_on_length(args->scaling)) args.reset();
   return args;
+}
+
+bool layer_is_scaled(const config::Model& model, std::int64_t layer) {
+  const config::RopeScaling& scaling = model.rope().scaling();
+  return scaling.type() == "none" || scaling.layers() == "all" || !layer_slides(model, layer);
+}
+
+RotaryTable unscaled_rotary(const config::Model& model) {
+  std::optional<RotaryArgs> args = rotary_args(model);
+  if (!args) return {};
+  args->scaling = {};
+  return rotary_table(*args);
 }
 
 PositionTable make_position_table(const config::Model& model, std::int64_t document_length) {

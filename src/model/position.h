@@ -39,6 +39,13 @@ std::optional<RotaryArgs> rotary_args(const config::Model& model);
 // The rotary args of a model whose tables depend on the documents' lengths; nothing for others.
 std::optional<RotaryArgs> length_dependent_rotary(const config::Model& model);
 
+// Whether this layer's rotations are those of model.rope.scaling; where not (scaling.layers), they
+// are those of model.rope.theta alone, whatever the document's length.
+bool layer_is_scaled(const config::Model& model, std::int64_t layer);
+
+// What such a layer rotates by; empty where nothing is rotated.
+RotaryTable unscaled_rotary(const config::Model& model);
+
 // m_h = 2^(-8 h / H), h = 1..H, for H a power of two; otherwise, with n the largest power of two
 // below H, the n slopes of n heads followed by the 1st, 3rd, 5th ... of 2n heads.
 std::vector<double> alibi_slopes(std::int64_t num_heads);

@@ -7,7 +7,8 @@ namespace farspan {
 
 Transformer::Transformer(const config::Model& model, DType compute, ParameterStore& parameters,
                          const Attention& attention)
-    : config_(model), compute_(compute), table_(make_position_table(model)) {
+    : compute_(compute) {
+  set_positions(model);
   const Shape matrix{model.vocab_size(), model.hidden_size()};
   const ParameterInit init{.deviation = model.initializer_range()};
   embedding_ = &parameters.add("model.embed_tokens.weight", matrix, init);
@@ -25,12 +26,29 @@ Transformer::Transformer(const config::Model& model, DType compute, ParameterSto
   head_ = std::make_unique<LossHead>(gain, head, static_cast<float>(model.rms_norm_eps()));
 }
 
+void Transformer::set_positions(const config::Model& model) {
+  config_ = model;
+  table_ = make_position_table(model);
+  unscaled_ = unscaled_rotary(model);
+  scaled_.clear();
+  for (std::int64_t layer = 0; layer < model.num_hidden_layers(); ++layer)
+    scaled_.push_back(layer_is_scaled(model, layer));
+}
+
+Rotary Transformer::rotary() const {
+  FARSPAN_CHECK(std::find(scaled_.begin(), scaled_.end(), false) == scaled_.end(),
+                "layers with two tables of rotations asked for one");
+  return {.inv_freq = inv_freq_, .scale = table_.attention_scale};
+}
+
 void Transformer::allocate(Arena& arena, Backend& backend) {
   const auto take = [&](DType dtype, const std::vector<double>& table, std::string_view name) {
     if (table.empty()) return Tensor{};
     return arena.take(dtype, {static_cast<std::int64_t>(table.size())}, name);
   };
   inv_freq_ = take(DType::kF64, table_.inv_freq, "rope.inv_freq");
+  // Whether or not layers read it now: a later stage may scale some of them.
+  unscaled_inv_freq_ = take(DType::kF64, unscaled_.inv_freq, "rope.unscaled_inv_freq");
   sinusoid_ = take(DType::kF64, table_.sinusoid, "sinusoidal.inv_freq");
   bias_ = {.slopes = take(DType::kF32, table_.slopes, "alibi.slopes"),
            .decay = take(DType::kF32, table_.decay, "xpos.decay")};
@@ -48,6 +66,7 @@ void Transformer::write_tables(Backend& backend) {
   const std::vector<float> slopes(table_.slopes.begin(), table_.slopes.end());
   const std::vector<float> decay(table_.decay.begin(), table_.decay.end());
   put(inv_freq_, table_.inv_freq);
+  put(unscaled_inv_freq_, unscaled_.inv_freq);
   put(sinusoid_, table_.sinusoid);
   put(bias_.slopes, slopes);
   put(bias_.decay, decay);
@@ -56,8 +75,7 @@ void Transformer::write_tables(Backend& backend) {
 
 void Transformer::change(const config::Model& model, const Attention& attention, Backend& backend) {
   backend.stream().synchronize();  // what it still works on reads the tables
-  config_ = model;
-  table_ = make_position_table(model);
+  set_positions(model);
   write_tables(backend);
   const LayerPatterns patterns = layer_patterns(model);
   for (std::size_t i = 0; i < blocks_.size(); ++i)
@@ -115,25 +133,34 @@ void Transformer::embed_backward(const TokenTensors& batch, Tensor grad,
       {.ids = batch.positions, .dout = grad, .dtable = positions_->grad}, ctx.stream());
 }
 
-RopeTables Transformer::rope_tables(const TokenTensors& batch, Arena& arena,
-                                    const StepContext& ctx) const {
-  RopeTables rope;
-  rope.bias = bias_;
-  if (table_.inv_freq.empty()) return rope;
+Transformer::LayerTables Transformer::layer_tables(const TokenTensors& batch, Arena& arena,
+                                                   const StepContext& ctx) const {
+  LayerTables tables;
+  tables.scaled.bias = tables.unscaled.bias = bias_;
+  if (table_.inv_freq.empty()) return tables;
   FARSPAN_CHECK(batch.inv_freq.defined() == length_dependent_rotary(config_).has_value(),
                 "tables come with a batch exactly where they depend on its documents");
-  const Tensor inv_freq = batch.inv_freq.defined() ? batch.inv_freq : inv_freq_;
   const Shape shape{batch.tokens.shape[0], static_cast<std::int64_t>(table_.inv_freq.size())};
-  rope.cos = arena.take(DType::kF32, shape, "rope.cos");
-  rope.sin = arena.take(DType::kF32, shape, "rope.sin");
-  ctx.kernels().rope_table({.positions = batch.positions,
-                            .inv_freq = inv_freq,
-                            .cos = rope.cos,
-                            .sin = rope.sin,
-                            .attention_scale = table_.attention_scale,
-                            .table_ids = batch.table_ids},
-                           ctx.stream());
-  return rope;
+  const auto make = [&](RopeTables& rope, const Tensor& inv_freq, double scale,
+                        const Tensor& table_ids) {
+    rope.cos = arena.take(DType::kF32, shape, "rope.cos");
+    rope.sin = arena.take(DType::kF32, shape, "rope.sin");
+    ctx.kernels().rope_table({.positions = batch.positions,
+                              .inv_freq = inv_freq,
+                              .cos = rope.cos,
+                              .sin = rope.sin,
+                              .attention_scale = scale,
+                              .table_ids = table_ids},
+                             ctx.stream());
+  };
+  const auto read = [&](bool scaled) {
+    return std::find(scaled_.begin(), scaled_.end(), scaled) != scaled_.end();
+  };
+  if (read(true))
+    make(tables.scaled, batch.inv_freq.defined() ? batch.inv_freq : inv_freq_,
+         table_.attention_scale, batch.table_ids);
+  if (read(false)) make(tables.unscaled, unscaled_inv_freq_, unscaled_.attention_scale, {});
+  return tables;
 }
 
 void Transformer::forward_backward(const TokenTensors& batch, const LossSums& sums,
@@ -141,7 +168,7 @@ void Transformer::forward_backward(const TokenTensors& batch, const LossSums& su
   auto saved_scope = ctx.saved.scope();
   auto scratch_scope = ctx.scratch.scope();
   const Shape stream{batch.tokens.shape[0], config_.hidden_size()};
-  const RopeTables rope = rope_tables(batch, ctx.saved, ctx);
+  const LayerTables tables = layer_tables(batch, ctx.saved, ctx);
   const int num_layers = static_cast<int>(blocks_.size());
   HostStash* stash = policy.offloads() ? ctx.stash : nullptr;
   FARSPAN_CHECK(policy.offloads() == (stash != nullptr), "a policy that offloads, and no stash");
@@ -162,9 +189,10 @@ void Transformer::forward_backward(const TokenTensors& batch, const LossSums& su
   std::vector<Block::Saved> saved;
   saved.reserve(blocks_.size());
   for (int i = 0; i < num_layers; ++i) {
+    const auto layer = static_cast<std::size_t>(i);
     const Tensor out = take_input(i + 1);
     auto section = ctx.trace.section("forward.blocks");
-    saved.push_back(blocks_[static_cast<std::size_t>(i)].forward(x, out, rope, policy, ctx));
+    saved.push_back(blocks_[layer].forward(x, out, of_layer(tables, layer), policy, ctx));
     input_written(i + 1);
     x = out;
   }
@@ -176,9 +204,9 @@ void Transformer::forward_backward(const TokenTensors& batch, const LossSums& su
   if (stash != nullptr) stash->release(num_layers);
   for (int i = num_layers; i-- > 0;) {
     auto section = ctx.trace.section("backward.blocks");
+    const auto layer = static_cast<std::size_t>(i);
     if (stash != nullptr) stash->arrive(i);
-    blocks_[static_cast<std::size_t>(i)].backward(saved[static_cast<std::size_t>(i)], grad, rope,
-                                                  ctx);
+    blocks_[layer].backward(saved[layer], grad, of_layer(tables, layer), ctx);
     if (stash != nullptr) stash->release(i);
   }
   if (stash != nullptr) stash->end();
@@ -187,12 +215,12 @@ void Transformer::forward_backward(const TokenTensors& batch, const LossSums& su
 
 Tensor Transformer::forward_hidden(const TokenTensors& batch, const StepContext& ctx) const {
   const Shape stream{batch.tokens.shape[0], config_.hidden_size()};
-  const RopeTables rope = rope_tables(batch, ctx.scratch, ctx);
+  const LayerTables tables = layer_tables(batch, ctx.scratch, ctx);
   Tensor x = ctx.scratch.take(compute_, stream, "block.input");
   Tensor out = ctx.scratch.take(compute_, stream, "block.input");
   embed(batch, x, ctx);
-  for (const Block& block : blocks_) {
-    block.forward(x, out, rope, RecomputePolicy::forward_only(), ctx);
+  for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
+    blocks_[layer].forward(x, out, of_layer(tables, layer), RecomputePolicy::forward_only(), ctx);
     std::swap(x, out);
   }
   return x;

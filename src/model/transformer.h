@@ -24,7 +24,8 @@ struct TokenTensors {
   Tensor labels;     // (T) i32, shifted; -100 = not scored
   Tensor positions;  // (T) i32
   // Where frequencies depend on the documents' lengths (length_dependent_rotary): the tables, and
-  // which of them each token reads. Without ids inv_freq is one table for all tokens.
+  // which of them each token reads. Without ids inv_freq is one table for all tokens. Layers that
+  // are not scaled (layer_is_scaled) read neither.
   Tensor inv_freq = {};   // (K, D / 2) f64, or (D / 2) without ids
   Tensor table_ids = {};  // (T) i32
 };
@@ -64,22 +65,34 @@ class Transformer {
   void row_logits(const TokenTensors& batch, std::span<const std::int64_t> rows,
                   const TakeLogits& take, const StepContext& ctx) const;
 
-  // How queries and keys are turned; inv_freq is undefined where nothing is.
-  Rotary rotary() const { return {.inv_freq = inv_freq_, .scale = table_.attention_scale}; }
+  // How all layers turn queries and keys; inv_freq is undefined where nothing is turned. CHECKs
+  // that they turn them alike: that there are no layers without the scaling that others have.
+  Rotary rotary() const;
 
  private:
+  // Of a micro-batch: what layers that are scaled read, and the others.
+  struct LayerTables {
+    RopeTables scaled, unscaled;
+  };
+
   void write_tables(Backend& backend);
   // x (T, C) compute: tokens and, where the model has such, positions; temporaries from scratch.
   void embed(const TokenTensors& batch, Tensor x, const StepContext& ctx) const;
   void embed_backward(const TokenTensors& batch, Tensor grad, const StepContext& ctx) const;
-  RopeTables rope_tables(const TokenTensors& batch, Arena& arena, const StepContext& ctx) const;
+  LayerTables layer_tables(const TokenTensors& batch, Arena& arena, const StepContext& ctx) const;
+  const RopeTables& of_layer(const LayerTables& tables, std::size_t layer) const {
+    return scaled_[layer] ? tables.scaled : tables.unscaled;
+  }
+  void set_positions(const config::Model& model);
   // The residual stream after the last layer; from ctx.scratch, keeping nothing else.
   Tensor forward_hidden(const TokenTensors& batch, const StepContext& ctx) const;
 
   config::Model config_;
   DType compute_;
   PositionTable table_;
-  Tensor inv_freq_;  // (D / 2) f64; undefined when nothing is rotated
+  RotaryTable unscaled_;
+  std::vector<bool> scaled_;             // by layer: reads table_, else unscaled_
+  Tensor inv_freq_, unscaled_inv_freq_;  // (D / 2) f64; undefined when nothing is rotated
   BiasTables bias_;
   Tensor sinusoid_;  // (C / 2) f64; undefined without sinusoidal positions
   Parameter* embedding_;

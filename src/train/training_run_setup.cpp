@@ -2,6 +2,7 @@
 #include <fstream>
 
 #include "comm/agree.h"
+#include "config/curriculum.h"
 #include "config/load.h"
 #include "config/validate.h"
 #include "train/auto_sharding.h"
@@ -189,7 +190,7 @@ void TrainingRun::load(const std::optional<fs::path>& checkpoint) {
 
 // Shapes alone do not tell a model that reads these weights otherwise.
 void TrainingRun::check_origin(const config::Model& saved, const fs::path& origin) {
-  const config::Model& model = config_.model();
+  const config::Model& model = stages_.front().config.model();
   std::string differences;
   const auto compare = [&](const char* key, const auto& before, const auto& now) {
     if (before != now)
@@ -207,6 +208,9 @@ void TrainingRun::check_origin(const config::Model& saved, const fs::path& origi
                  .fix = "give these keys the values of model.from, or leave model.from out"});
   compare("position", saved.position(), model.position());
   compare("rms_norm_eps", saved.rms_norm_eps(), model.rms_norm_eps());
+  const config::RopeScaling &before = saved.rope().scaling(), &now = model.rope().scaling();
+  if (before.type() != "none" && now.type() != "none")  // a new scaling is what the run is for
+    compare("rope.scaling.layers", before.layers(), now.layers());
   if (!differences.empty())
     log_.warn("the weights of {} were trained otherwise:{}", origin.string(), differences);
 }
@@ -215,7 +219,10 @@ void TrainingRun::check_origin(const config::Model& saved, const fs::path& origi
 void TrainingRun::load_origin(const fs::path& origin) {
   const CheckpointReader reader(origin);
   const std::string manifest = (origin / "manifest.pb").string();
-  check_origin(parse_config(reader.manifest().config_yaml(), manifest, {}).config.model(), origin);
+  const config::RunConfig saved =
+      parse_config(reader.manifest().config_yaml(), manifest, {}).config;
+  const auto& steps = reader.manifest().state().stage_steps();
+  check_origin(trained_config(saved, {steps.begin(), steps.end()}).model(), origin);
   restore_weights(*engine_, reader);
   config_.mutable_model()->set_from(origin.string());  // what a run's newest is changes
   log_.info("weights of {} (step {})", origin.string(), reader.manifest().step());

@@ -8,6 +8,7 @@ namespace farspan {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr const char* kGood = R"(name: t
 model: {vocab_size: 260, hidden_size: 128, intermediate_size: 352, num_hidden_layers: 2,
@@ -72,6 +73,37 @@ TEST(RotaryRules, WhatNothingReads) {
   EXPECT_THAT(errors("type: linear, factor: 4", {"model.position=alibi"}),
               HasSubstr("rotates nothing"));
   EXPECT_THAT(errors("type: linear, factor: 4, form: pose"), HasSubstr("read by yarn only"));
+}
+
+TEST(RotaryRules, ScaledLayersAreThoseThatDoNotSlide) {
+  const std::string yarn = "type: yarn, original_context: 1k, factor: 4, layers: full_attention";
+  const std::string window = "model.sliding_window=64";
+  const auto mixed = check(yarn, {window, "model.layer_types=[sliding_attention, full_attention]"});
+  EXPECT_EQ(issues(mixed, false), "");
+  EXPECT_THAT(issues(mixed, true), Not(HasSubstr("scaling.layers")));
+  for (const std::vector<std::string>& all :
+       {std::vector<std::string>{window},
+        {window, "model.layer_types=[sliding_attention, sliding_attention]"}}) {
+    const std::string text = errors(yarn, all);
+    EXPECT_THAT(text, HasSubstr("model.rope.scaling.layers: full_attention, and all 2 layers "
+                                "slide: yarn scales none of them"));
+    EXPECT_THAT(text, HasSubstr("use layers: all"));
+  }
+  const auto none = check(yarn);
+  EXPECT_EQ(issues(none, false), "");
+  EXPECT_THAT(issues(none, true), HasSubstr("no layer slides: all of them are scaled"));
+  EXPECT_THAT(errors("layers: full_attention"), HasSubstr("model.rope.scaling.type is none"));
+  EXPECT_THAT(errors("type: yarn, layers: sliding_attention"),
+              HasSubstr("one of: all, full_attention"));
+}
+
+// A mistake in the number of layer types is said once.
+TEST(RotaryRules, ScaledLayersOfAListThatDoesNotFit) {
+  const std::string text =
+      errors("type: ntk, factor: 4, layers: full_attention",
+             {"model.sliding_window=64", "model.layer_types=[full_attention]"});
+  EXPECT_THAT(text, HasSubstr("1 entries for 2 layers"));
+  EXPECT_THAT(text, Not(HasSubstr("scaling.layers")));
 }
 
 TEST(RotaryRules, SequencesBeyondTheTargetAreWorthANote) {

@@ -226,6 +226,56 @@ class Curriculum(unittest.TestCase):
             self.assertEqual(digest(self.workspace.run_folder(name)),
                              digest(self.workspace.run_folder("window")))
 
+    # OLMo 3's: a stage that is longer scales the layers without a window, and only those.
+    def test_scaling_of_full_layers(self):
+        def scaled(layers, parallel="{context: 1}"):
+            scaling = f"{{type: yarn, original_context: 128, target_context: 384, layers: {layers}}}"
+            return ("curriculum={type: growlength, stages: [{sequence_length: 128, steps: 3}, "
+                    f"{{sequence_length: 384, steps: 4, rope: {{scaling: {scaling}}}, "
+                    f"parallel: {parallel}}}]}}", "model.sliding_window=32",
+                    "model.layer_types=[sliding_attention, full_attention]", "train.steps=null")
+
+        full = scaled("full_attention")
+        self.train("scaled", *full)
+        folder = self.workspace.run_folder("scaled")
+        rows = metrics(folder)
+        self.train("scaled2", *scaled("full_attention", "{context: 2}"), ranks=2)
+        for row, expected in zip(metrics(self.workspace.run_folder("scaled2")), rows):
+            self.assertAlmostEqual(row["loss"], expected["loss"], delta=1e-5 * expected["loss"])
+        self.train("scaled_all", *scaled("all"))
+        losses = [r["loss"] for r in metrics(self.workspace.run_folder("scaled_all"))]
+        self.assertEqual(losses[:3], [r["loss"] for r in rows[:3]])
+        self.assertNotEqual(losses[3], rows[3]["loss"])
+
+        for step in (2, 3, 4, 6):
+            name = f"scaled_from{step}"
+            self.train(name, *full, "--resume", folder / "checkpoints" / f"step_{step:08d}")
+            self.assertEqual(digest(self.workspace.run_folder(name)), digest(folder))
+        refused = self.train("refused", *scaled("all"), "--resume",
+                             folder / "checkpoints" / "step_00000004", expect=2)
+        self.assertIn("model.rope.scaling.layers: full_attention in the saved run, all now",
+                      refused.stderr)
+
+        def perplexity(*overrides):
+            result = farspan("eval", "perplexity", "--model", folder, "--lengths", "192", "--json",
+                             "--quiet", *overrides)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            return json.loads(result.stdout)["cells"][0]["nll"]
+
+        self.assertEqual(perplexity("model.rope.scaling.layers=full_attention"), perplexity())
+        self.assertNotEqual(perplexity("model.rope.scaling.layers=all"), perplexity())
+        # Weights of a run that scaled other layers than this one does.
+        whole = ("model.sliding_window=32", "model.layer_types=[sliding_attention, full_attention]",
+                 f"model.from={folder}", "train.steps=1", "train.sequence_length=384",
+                 "model.rope.scaling={type: yarn, "
+                 "original_context: 128, target_context: 384, layers: LAYERS}")
+        for layers in ("full_attention", "all"):
+            name = f"moved_{layers}"
+            self.train(name, *(w.replace("LAYERS", layers) for w in whole))
+            log = (self.workspace.run_folder(name) / "run.log").read_text()
+            warned = "model.rope.scaling.layers: full_attention there, all here" in log
+            self.assertEqual(warned, layers == "all", log)
+
     # Its windows choose layouts of their own here; config.resolved.yaml says one key for all.
     def test_resolved_chooses_the_same(self):
         self.train("chosen", "curriculum={type: window, window_steps: 8}", "train.sequence_length=192",

@@ -119,6 +119,15 @@ void learn_positions(config::Model& m) {
   m.set_max_position_embeddings(48);
 }
 
+// OLMo 3's: what is scaled are the layers without a window.
+void scale_full_layers(config::Model& m, const char* type) {
+  slide(m, 0);
+  m.add_layer_types("sliding_attention");
+  m.add_layer_types("full_attention");
+  scale_by_length(m, type);
+  m.mutable_rope()->mutable_scaling()->set_layers("full_attention");
+}
+
 const GradientCase kGradientCases[] = {
     {"tied", [](config::Model&) {}},
     {"untied", [](config::Model& m) { m.set_tie_word_embeddings(false); }},
@@ -159,6 +168,8 @@ const GradientCase kGradientCases[] = {
     {"sinusoidal", [](config::Model& m) { m.set_position("sinusoidal"); }},
     {"dynamic", [](config::Model& m) { scale_by_length(m, "dynamic"); }},
     {"longrope", [](config::Model& m) { scale_by_length(m, "longrope"); }},
+    {"yarn_on_full_layers", [](config::Model& m) { scale_full_layers(m, "yarn"); }},
+    {"longrope_on_full_layers", [](config::Model& m) { scale_full_layers(m, "longrope"); }},
     {"xpos_with_shifted_groups",
      [](config::Model& m) {
        use_xpos(m);

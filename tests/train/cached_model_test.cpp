@@ -69,6 +69,16 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"layer_types",
              "rope",
              {"model.sliding_window=9", "model.layer_types=[sliding_attention, full_attention]"}},
+        Case{"yarn_on_full_layers",
+             "rope",
+             {"model.sliding_window=9", "model.layer_types=[sliding_attention, full_attention]",
+              "model.rope.scaling={type: yarn, original_context: 16, factor: 8, layers: "
+              "full_attention}"}},
+        Case{"dynamic_on_full_layers",
+             "rope",
+             {"model.sliding_window=9", "model.layer_types=[sliding_attention, full_attention]",
+              "model.rope.scaling={type: dynamic, original_context: 16, factor: 8, layers: "
+              "full_attention}"}},
         Case{"bigbird",
              "rope",
              {"model.sparse_attention.type=bigbird", "model.sparse_attention.block_size=8",

@@ -283,6 +283,11 @@ TEST(CurriculumEngine, GoesOnAsOneMadeForTheStage) {
     second.mutable_model()->mutable_rope()->set_theta(5e5);
     second.mutable_model()->add_layer_types("sliding_attention");
     second.mutable_model()->add_layer_types("full_attention");
+    auto& scaling = *second.mutable_model()->mutable_rope()->mutable_scaling();
+    scaling.set_type("yarn");
+    scaling.set_original_context(48);
+    scaling.set_factor(2);
+    scaling.set_layers("full_attention");
     const auto backend = make_backend({});
     const Mesh data_mesh = make_mesh(first, world), context_mesh = make_mesh(second, world);
     Trace trace;

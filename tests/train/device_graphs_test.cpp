@@ -68,6 +68,15 @@ TEST(DeviceGraphs, StartedPassesGiveTheBitsOfPassesThatRun) {
   for (const char* precision : {"fp32", "bf16"}) {
     config::RunConfig config = testing::tiny_config(precision);
     config.mutable_train()->set_recompute("selective");
+    if (std::string_view(precision) == "fp32") {  // two tables of rotations
+      auto& model = *config.mutable_model();
+      model.set_sliding_window(9);
+      for (const char* type : {"sliding_attention", "full_attention"}) model.add_layer_types(type);
+      auto& scaling = *model.mutable_rope()->mutable_scaling();
+      scaling.set_type("linear");
+      scaling.set_factor(4);
+      scaling.set_layers("full_attention");
+    }
     const Outcome run = train(*backend, config, "off");
     const Outcome started = train(*backend, config, "auto");
     EXPECT_EQ(started.refusal, "");

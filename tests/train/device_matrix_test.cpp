@@ -6,8 +6,8 @@ namespace farspan::testing {
 namespace {
 
 TEST_F(OnDevice, EveryMaskAndPosition) {
-  for (const std::string mask :
-       {"window", "mixed layers", "sinks", "alibi", "xpos", "none", "dilated", "bigbird", "s2"}) {
+  for (const std::string mask : {"window", "mixed layers", "scaled layers", "sinks", "alibi",
+                                 "xpos", "none", "dilated", "bigbird", "s2"}) {
     SCOPED_TRACE(mask);
     config::RunConfig c = matrix_model(mask);
     c.mutable_model()->set_num_attention_heads(4);

@@ -60,14 +60,16 @@ inline const std::vector<std::string>& further_masks() {
   return kMasks;
 }
 
-// 2 layers; 24 query heads on 4 KV heads: groups of 6, which 3, 4 and 8 ranks cut.
+// "scaled layers": mixed, and the one without a window is scaled. 2 layers; 24 query heads on 4 KV
+// heads: groups of 6, which 3, 4 and 8 ranks cut.
 inline config::RunConfig matrix_model(const std::string& mask) {
   config::RunConfig config = tiny_config();
   auto& model = *config.mutable_model();
   model.set_num_attention_heads(24);
   model.set_num_key_value_heads(4);
   model.set_head_dim(8);
-  const bool windowed = mask == "window" || mask == "mixed layers" || mask.starts_with("sinks");
+  const bool scaled = mask == "scaled layers", mixed = mask == "mixed layers" || scaled;
+  const bool windowed = mask == "window" || mixed || mask.starts_with("sinks");
   if (windowed) model.set_sliding_window(13);
   if (mask.starts_with("sinks")) model.set_attention_sinks(3);
   if (mask == "alibi" || mask == "sinks+alibi") model.set_position("alibi");
@@ -76,8 +78,15 @@ inline config::RunConfig matrix_model(const std::string& mask) {
     model.set_xpos_scale_base(16);
   }
   if (mask == "none") model.set_position("none");
-  if (mask == "mixed layers")
+  if (mixed)
     for (const char* type : {"sliding_attention", "full_attention"}) model.add_layer_types(type);
+  if (scaled) {
+    auto& scaling = *model.mutable_rope()->mutable_scaling();
+    scaling.set_type("yarn");
+    scaling.set_original_context(16);
+    scaling.set_factor(8);
+    scaling.set_layers("full_attention");
+  }
   auto& sparse = *model.mutable_sparse_attention();
   if (mask == "dilated") {
     sparse.set_type("dilated");
