@@ -77,10 +77,14 @@ void check_long_attention(const config::RunConfig& config, const LongAttentionOp
                        scaling),
            "use one of the two: add model.rope.scaling.type=none, or leave --attention out");
   const LayerPatterns patterns = layer_patterns(model);
-  if (patterns.patterns.size() > 1 || patterns.patterns.front() != AttentionPattern{})
+  const auto masked =
+      std::find_if(patterns.patterns.begin(), patterns.patterns.end(),
+                   [](const AttentionPattern& p) { return p != AttentionPattern{}; });
+  if (masked != patterns.patterns.end())
     refuse(fmt::format("lm_infinite and dca have masks of their own, and the model has {}",
-                       patterns.patterns.back().description()),
-           "use them with a model of full attention, or set model.sliding_window=0");
+                       masked->description()),
+           fmt::format("use them with a model of full attention, or set model.sliding_window=0{}",
+                       model.layer_types().empty() ? "" : " and model.layer_types=null"));
   if (options.context < 2 || options.chunk_tokens() < 1 ||
       options.chunk_tokens() >= options.context)
     refuse(fmt::format("a context of {} tokens has no chunks of {}", options.context,
