@@ -103,8 +103,8 @@ def page(results, plan, folder, pictures, lab):
              "passkeys and {base_steps} more with a share of the King James Bible; each arm starts from it with a new "
              "optimizer and trains {arm_steps} steps of 8192 tokens, lr 2e-3, cosine, bf16. Seeds: {seeds}. "
              "Retrieval: {depths} depths x {samples} passkeys for each length, all five digits and the "
-             "end right, teacher-forced. Loss: nats per byte of held-out chapters, every target scored "
-             "with the whole window before it.\n\n").format(**plan)
+             "end right, teacher-forced. Loss: nats per byte of held-out chapters in disjoint windows of each length, "
+             "so that a byte's context is half of it on average, and ends at the start of its chapter.\n\n").format(**plan)
     text += table(["arm", "what it is"], [[f"`{arm}`", what] for arm, what in ARMS.items()])
     text += "\n## Retrieval: share of passkeys found\n\n"
     text += table(header, rows_of(results, "retrieval", plan, 2))

@@ -36,7 +36,7 @@ def seconds(run):
 
 
 def final_loss(lab, run):
-    """Nats per byte of held-out text with a context of LONGEST tokens."""
+    """Nats per byte of held-out text in windows of LONGEST tokens."""
     result = lab.evaluate("perplexity", run, lengths=[LONGEST], tokens=131072, threads=lab_module.cores())
     return result["cells"][0]["nll"]
 
@@ -108,7 +108,7 @@ def main():
              f"{BATCH} tokens a step. Fixed: {steps} steps at {LONGEST} tokens. Growing: {SHORTEST} to "
              f"{LONGEST} tokens, doubling, equal shares of the tokens (GrowLength, arXiv 2310.00576); once "
              f"with the same tokens, once with as many as the fixed run's time allows. Held-out loss: nats "
-             f"per byte with a context of {LONGEST}. Seeds: {seeds}.\n\n")
+             f"per byte in disjoint windows of {LONGEST}. Seeds: {seeds}.\n\n")
     text += table(["arm", "tokens", "seconds of training", "held-out loss"], rows)
     series = {}
     for arm, run in first.items():

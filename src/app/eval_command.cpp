@@ -57,8 +57,7 @@ void check_lengths(const InferenceModel& model, const CommonArguments& args,
                    const std::vector<std::int64_t>& lengths, LongAttentionKind attention) {
   const config::Model& shape = model.config().model();
   const std::int64_t table = shape.max_position_embeddings();
-  if ((shape.position() == "learned" || shape.position() == "sinusoidal") && table > 0 &&
-      lengths.back() > table)
+  if (shape.position() == "learned" && table > 0 && lengths.back() > table)
     refuse("--lengths",
            fmt::format("{} tokens are more than the {} positions of the model's table "
                        "(model.max_position_embeddings)",

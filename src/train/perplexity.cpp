@@ -91,11 +91,15 @@ ScoredSpan scored_span(const EvaluationReader& reader, std::span<const std::int6
                 {.what = fmt::format("the text has {} tokens, and a window of {} needs {}", all,
                                      longest, longest + 1),
                  .where = reader.store().path().string(),
-                 .fix = "use shorter --lengths, or a longer text (--data)"});
+                 .fix = "use shorter lengths, or a longer text (eval: --lengths, --data; train: "
+                        "evaluation.perplexity.lengths, data.validation)"});
   const bool slides = stride > 0 && stride < longest;
   const std::int64_t first = slides ? longest - stride + 1 : 1;
   const std::int64_t left = all - first;
-  return {.first = first, .tokens = limit > 0 ? std::min(limit, left) : left};
+  if (limit <= 0 || slides)
+    return {.first = first, .tokens = limit > 0 ? std::min(limit, left) : left};
+  const std::int64_t windows = std::min((limit + longest - 1) / longest, left / longest);
+  return {.first = first, .tokens = windows * longest};
 }
 
 std::vector<ContextBucket> by_context(const WindowScores& scores) {

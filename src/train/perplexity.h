@@ -46,8 +46,10 @@ WindowScores score_windows(ScoringModel& model, const EvaluationReader& reader,
 struct ScoredSpan {
   std::int64_t first = 1, tokens = 0;
 };
-// `limit`: at most so many tokens, 0: all. Throws Error(kBadData) where the text is shorter than
-// the longest window.
+// `limit`: about so many tokens, 0: all. Disjoint windows (stride 0) are whole: as many of the
+// longest as hold `limit` tokens, or as the text has; otherwise the name of a length would promise
+// contexts that no token has. Throws Error(kBadData) where the text is shorter than the longest
+// window.
 ScoredSpan scored_span(const EvaluationReader& reader, std::span<const std::int64_t> lengths,
                        std::int64_t stride, std::int64_t limit);
 

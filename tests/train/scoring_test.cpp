@@ -253,6 +253,11 @@ TEST(Scoring, SpanOfComparableLengths) {
   const std::vector<std::int64_t> lengths = {32, 128};
   EXPECT_EQ(scored_span(reader, lengths, 0, 0).first, 1);
   EXPECT_EQ(scored_span(reader, lengths, 0, 0).tokens, 299);
+  // Whole windows of the longest, never a part of one.
+  EXPECT_EQ(scored_span(reader, lengths, 0, 1).tokens, 128);
+  EXPECT_EQ(scored_span(reader, lengths, 0, 128).tokens, 128);
+  EXPECT_EQ(scored_span(reader, lengths, 0, 129).tokens, 256);
+  EXPECT_EQ(scored_span(reader, lengths, 0, 290).tokens, 256);
   EXPECT_EQ(scored_span(reader, lengths, 16, 100).first, 113);
   EXPECT_EQ(scored_span(reader, lengths, 16, 100).tokens, 100);
   EXPECT_EQ(scored_span(reader, lengths, 16, 500).tokens, 187);
