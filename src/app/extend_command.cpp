@@ -16,6 +16,8 @@
 #include "app/model_options.h"
 #include "app/number_option.h"
 #include "comm/agree.h"
+#include "io/checkpoint.h"
+#include "io/content_hash.h"
 #include "train/factor_search.h"
 #include "train/long_samples.h"
 #include "train/search_progress.h"
@@ -118,6 +120,14 @@ std::vector<std::string> overrides_that_matter(const SearchArguments& args) {
   return out;
 }
 
+// Of the checkpoint's files, whose place may come to hold other weights.
+std::string content_of(const InferenceModel& model) {
+  const CheckpointReader reader(model.checkpoint(), /*verify_hashes=*/false);
+  io::ContentHash hash;
+  for (const io::ShardFile& shard : reader.manifest().shards()) hash.update(shard.xxh3_128());
+  return hash.hex();
+}
+
 // All that decides what is drawn and scored. More iterations go on from fewer.
 Json identity(const SearchArguments& args, const InferenceModel& model, const Task& task) {
   const SearchOptions& o = args.search;
@@ -126,6 +136,7 @@ Json identity(const SearchArguments& args, const InferenceModel& model, const Ta
   return {{"kind", "farspan extend search"},
           {"model", std::filesystem::weakly_canonical(model.checkpoint()).string()},
           {"step", model.step()},
+          {"checkpoint", content_of(model)},
           {"overrides", overrides_that_matter(args)},
           {"data", data_fingerprint(std::span(&store, 1))},
           {"documents", joined ? "joined" : "masked"},

@@ -2,6 +2,7 @@
 """farspan extend search as users run it: what it finds is what eval measures, on any ranks, after a kill; errors."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,9 +31,9 @@ class Extend(unittest.TestCase):
         cls.workspace.close()
 
     def words(self, name, *more):
-        small = [word for option in SMALL.items() if option[0] not in more for word in option]
-        return ["extend", "search", "--model", self.run_folder, "--data", self.text, "--out",
-                self.workspace.path / name, *small, *more]
+        options = {"--model": self.run_folder, "--data": self.text, **SMALL}
+        given = [word for option in options.items() if option[0] not in more for word in option]
+        return ["extend", "search", "--out", self.workspace.path / name, *given, *more]
 
     def search(self, name, *more, expect=0, **ranks):
         result = farspan(*self.words(name, *more), **ranks)
@@ -91,6 +92,16 @@ class Extend(unittest.TestCase):
         self.assertEqual(self.read("killed.progress.jsonl"), whole)
         self.search("one.yaml", "--iterations", "5")  # a search that was done goes on
         self.assertTrue(self.read("one.progress.jsonl").startswith(whole))
+
+    def test_scores_are_of_the_same_weights(self):
+        words = ("--model", self.workspace.run_folder("again"), "--iterations", "1")
+        train(self.workspace, "again", "train.steps=1")
+        report = json.loads(self.search("again.yaml", *words, "--json").stdout)
+        self.assertIn("goes on after", self.search("again.yaml", *words).stderr)
+        shutil.rmtree(self.workspace.run_folder("again"))
+        train(self.workspace, "again", "train.steps=1", "seed=8")
+        error = self.search("again.yaml", *words, expect=2).stderr
+        self.assertIn(f"differs in checkpoint (there \"{report['checkpoint']}\"", error)
 
     def test_what_cannot_be(self):
         self.search("first.yaml", "--quiet")
