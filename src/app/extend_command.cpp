@@ -140,6 +140,7 @@ Json identity(const SearchArguments& args, const InferenceModel& model, const Ta
           {"overrides", overrides_that_matter(args)},
           {"data", data_fingerprint(std::span(&store, 1))},
           {"documents", joined ? "joined" : "masked"},
+          {"reset_per_document", task.reader->packing().reset_positions},
           {"original_context", task.space.original_context},
           {"target_context", task.space.target_context},
           {"samples", task.samples.size()},

@@ -103,6 +103,19 @@ class Extend(unittest.TestCase):
         error = self.search("again.yaml", *words, expect=2).stderr
         self.assertIn(f"differs in checkpoint (there \"{report['checkpoint']}\"", error)
 
+    def test_scores_are_of_the_same_samples(self):
+        train(self.workspace, "joined", "train.steps=1", "data.documents=joined",
+              "positions.reset_per_document=true")
+        documents = self.workspace.path / "short.h5"  # windows that cross borders are others
+        result = farspan("data", "synth", "--kind", "markov", "--out", documents, "--tokens",
+                         "2000", "--length", "400", "--quiet")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        words = ("--model", self.workspace.run_folder("joined"), "--data", documents,
+                 "--iterations", "1")
+        self.search("samples.yaml", *words)
+        error = self.search("samples.yaml", *words, "--documents", "joined", expect=2).stderr
+        self.assertIn("differs in reset_per_document (there true, here false)", error)
+
     def test_what_cannot_be(self):
         self.search("first.yaml", "--quiet")
         for words, code, text in (
