@@ -40,6 +40,10 @@ struct SearchArguments {
               {.what = std::move(what), .where = std::move(option), .fix = std::move(fix)});
 }
 
+std::string progress_path(const std::string& out) {
+  return out.substr(0, out.rfind('.')) + ".progress.jsonl";
+}
+
 // What needs no model.
 void check(const SearchArguments& args) {
   token_count("--target-context", args.target, 2);
@@ -47,8 +51,11 @@ void check(const SearchArguments& args) {
   if (!args.scored.empty()) token_count("--tokens", args.scored);
   if (!args.out.ends_with(".yaml") && !args.out.ends_with(".yml"))
     refuse("--out", fmt::format("{} is no YAML file", args.out), "name a file .yaml");
-  const std::filesystem::path folder = std::filesystem::path(args.out).parent_path();
   std::error_code error;
+  for (const std::string& file : {args.out, progress_path(args.out)})
+    if (std::filesystem::is_directory(file, error))
+      refuse("--out", file + " is a folder", "name a file in it, or another");
+  const std::filesystem::path folder = std::filesystem::path(args.out).parent_path();
   if (!folder.empty() && !std::filesystem::is_directory(folder, error))
     refuse("--out", fmt::format("there is no folder {}", folder.string()),
            "make it, or name a file in another");
@@ -151,10 +158,6 @@ Json identity(const SearchArguments& args, const InferenceModel& model, const Ta
           {"crossovers", o.crossovers},
           {"mutation_probability", o.mutation_probability},
           {"seed", o.seed}};
-}
-
-std::string progress_path(const std::string& out) {
-  return out.substr(0, out.rfind('.')) + ".progress.jsonl";
 }
 
 // One line: a value of model.rope.scaling.

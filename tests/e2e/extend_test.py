@@ -127,7 +127,14 @@ class Extend(unittest.TestCase):
                 (["optimizer.lr=1"], 2, "training only")):
             self.assertIn(text, self.search("first.yaml", *words, expect=code).stderr)
         self.assertIn("--out", self.search("first.json", expect=2).stderr)
-        self.assertIn("no folder", self.search("absent/first.yaml", expect=2).stderr)
+        for folder in ("folder.yaml", "taken.progress.jsonl"):
+            (self.workspace.path / folder).mkdir()
+        for out, text in (("absent/first.yaml", "there is no folder"),
+                          ("folder.yaml", "folder.yaml is a folder"),
+                          ("taken.yaml", "taken.progress.jsonl is a folder")):
+            error = self.search(out, "--model", "absent", expect=2).stderr  # before any work
+            self.assertIn("--out", error)
+            self.assertIn(text, error)
         train(self.workspace, "alibi", "model.position=alibi", "train.steps=1")
         result = farspan("extend", "search", "--model", self.workspace.run_folder("alibi"), "--out",
                          self.workspace.path / "a.yaml", "--target-context", "384")
