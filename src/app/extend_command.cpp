@@ -73,6 +73,22 @@ struct Task {
   std::int64_t length() const { return space.target_context; }
 };
 
+// Factors would replace a scaling, and stretch what was stretched in training.
+void refuse_scaling(const InferenceModel& model) {
+  const std::string& trained = model.trained().model().rope().scaling().type();
+  const std::string& now = model.config().model().rope().scaling().type();
+  if (now == "none") return;
+  if (trained == "none")
+    refuse("model.rope.scaling",
+           fmt::format("an override scales rotations by {}, which factors would replace", now),
+           "leave it out");
+  refuse("--model",
+         fmt::format("the weights were trained with rotary scaling {}, which factors would replace",
+                     trained),
+         "search from weights trained without; to do it all the same, add "
+         "'model.rope.scaling={type: none}' and --original-context");
+}
+
 SearchSpace space_of(const SearchArguments& args, const InferenceModel& model) {
   const config::Model& shape = model.config().model();
   if (shape.position() != "rope")
@@ -80,13 +96,7 @@ SearchSpace space_of(const SearchArguments& args, const InferenceModel& model) {
            fmt::format("model.position is {}, and factors divide frequencies of rope",
                        shape.position()),
            "use a model with position: rope");
-  if (const std::string& type = shape.rope().scaling().type(); type != "none")
-    refuse(
-        "--model",
-        fmt::format("the weights were trained with rotary scaling {}, which factors would replace",
-                    type),
-        "search from weights trained without; to do it all the same, add "
-        "'model.rope.scaling={type: none}' and --original-context");
+  refuse_scaling(model);
   if (shape.head_dim() < 4)
     refuse("--model", fmt::format("head_dim {} has one pair to scale", shape.head_dim()),
            "use a model with a head_dim of 4 or more");

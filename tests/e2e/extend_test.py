@@ -123,7 +123,8 @@ class Extend(unittest.TestCase):
                 (["--target-context", "4k"], 3, "no document has 4096 tokens: the longest has 1537"),
                 (["--tokens", "385"], 2, "--tokens"), (["--attention", "dca"], 2, "--attention"),
                 (["--seed", "2"], 2, "differs in seed"), (["--population", "2"], 2, "--population"),
-                (["model.rope.scaling={type: linear, factor: 2}"], 2, "rotary scaling linear"),
+                (["model.rope.scaling={type: linear, factor: 2}"], 2,
+                 "an override scales rotations by linear"),
                 (["optimizer.lr=1"], 2, "training only")):
             self.assertIn(text, self.search("first.yaml", *words, expect=code).stderr)
         self.assertIn("--out", self.search("first.json", expect=2).stderr)
@@ -135,6 +136,11 @@ class Extend(unittest.TestCase):
             error = self.search(out, "--model", "absent", expect=2).stderr  # before any work
             self.assertIn("--out", error)
             self.assertIn(text, error)
+        train(self.workspace, "scaled", "model.rope.scaling={type: ntk, factor: 2}", "train.steps=1")
+        for overrides in ((), ("model.rope.scaling={type: linear, factor: 2}",)):
+            error = self.search("scaled.yaml", "--model", self.workspace.run_folder("scaled"),
+                                *overrides, expect=2).stderr
+            self.assertIn("the weights were trained with rotary scaling ntk", error)
         train(self.workspace, "alibi", "model.position=alibi", "train.steps=1")
         result = farspan("extend", "search", "--model", self.workspace.run_folder("alibi"), "--out",
                          self.workspace.path / "a.yaml", "--target-context", "384")
