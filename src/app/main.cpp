@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,15 +33,22 @@ std::vector<std::string> command_names(const CLI::App& app) {
   return out;
 }
 
-// CLI11 would only say that an argument was not expected.
-void refuse_unknown_command(const CLI::App& app, const std::string& word) {
+// CLI11 would only say that an argument was not expected, or that a subcommand is required.
+// `words`: what follows the command that `app` is, whose name is `path` ("" or "extend ").
+void refuse_unknown_command(const CLI::App& app, std::span<char*> words,
+                            const std::string& path = "") {
+  if (words.empty() || app.get_require_subcommand_min() == 0) return;
+  const std::string word = words.front();
   const std::vector<std::string> names = command_names(app);
-  if (word.starts_with('-') || std::find(names.begin(), names.end(), word) != names.end()) return;
+  if (word.starts_with('-')) return;
+  if (std::find(names.begin(), names.end(), word) != names.end())
+    return refuse_unknown_command(*app.get_subcommand(word), words.subspan(1), path + word + " ");
   const std::vector<std::string> near = farspan::nearest(word, names);
   const std::string meant = near.empty() ? "" : farspan::did_you_mean(near) + " ";
   std::string list;
-  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
-  usage_error({.what = fmt::format("unknown command '{}'", word),
+  for (const std::string& name : names)
+    list += fmt::format("{}{}{}", list.empty() ? "" : ", ", path, name);
+  usage_error({.what = fmt::format("unknown command '{}{}'", path, word),
                .fix = fmt::format("{}commands: {}", meant, list)});
 }
 
@@ -83,7 +91,8 @@ int run(int argc, char** argv) {
   add_extend_command(app, session);
   add_doctor_command(app, session);
   try {
-    if (argc > 1) refuse_unknown_command(app, argv[1]);
+    if (argc > 1)
+      refuse_unknown_command(app, std::span(argv, static_cast<std::size_t>(argc)).subspan(1));
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {
     return app.exit(help);
