@@ -65,15 +65,17 @@ double long_samples_nll(ScoringModel& model, const EvaluationReader& reader,
                         const std::vector<EvaluationReader::Window>& samples, std::int64_t length) {
   const auto places = samples.size() * static_cast<std::size_t>(length);
   std::vector<double> values(2 * places);  // whether it was scored, its nll
-  const ScoredRows rows{.count = std::ssize(samples),
-                        .length = length,
-                        .make = [&](std::int64_t first, std::int64_t n) {
-                          std::vector<EvaluationReader::Window> cut(static_cast<std::size_t>(n));
-                          for (std::int64_t i = 0; i < n && first + i < std::ssize(samples); ++i)
-                            cut[static_cast<std::size_t>(i)] =
-                                samples[static_cast<std::size_t>(first + i)];
-                          return reader.make_windows(cut, length);
-                        }};
+  const ScoredRows rows{
+      .count = std::ssize(samples),
+      .length = length,
+      .make =
+          [&](std::int64_t first, std::int64_t n) {
+            std::vector<EvaluationReader::Window> cut(static_cast<std::size_t>(n));
+            for (std::int64_t i = 0; i < n && first + i < std::ssize(samples); ++i)
+              cut[static_cast<std::size_t>(i)] = samples[static_cast<std::size_t>(first + i)];
+            return reader.make_windows(cut, length);
+          },
+      .one_by_one = true};
   score_nll(model, rows, [&](std::int64_t row, std::int64_t token, double nll) {
     const auto place = static_cast<std::size_t>(row * length + token);
     values[place] = 1;

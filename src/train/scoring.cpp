@@ -89,13 +89,21 @@ struct LocalPass {
   }
 };
 
+// Of one data rank. No more than its share: the others' rows would be padding.
+std::int64_t rows_per_pass(const ScoringModel& model, const ScoredRows& rows) {
+  if (rows.one_by_one) return 1;
+  const std::int64_t ranks = model.mesh().data_size();
+  const std::int64_t share = (rows.count + ranks - 1) / ranks;
+  return std::max<std::int64_t>(1, std::min(share, model.pass_tokens() / rows.length));
+}
+
 // The passes over all rows, one after the other.
 class Passes {
  public:
   Passes(ScoringModel& model, const ScoredRows& rows)
       : model_(model),
         rows_(rows),
-        per_pass_(rows_per_pass(model, rows.length)),
+        per_pass_(rows_per_pass(model, rows)),
         sharder_(Sharding::from(model.config(), model.mesh().place())) {}
 
   std::int64_t count() const {
@@ -143,10 +151,6 @@ std::unique_ptr<ScoringModel> scoring_model(InferenceModel& model) {
 
 std::unique_ptr<ScoringModel> scoring_model(const LiveModel& model) {
   return std::make_unique<LiveScoring>(model);
-}
-
-std::int64_t rows_per_pass(const ScoringModel& model, std::int64_t length) {
-  return std::max<std::int64_t>(1, model.pass_tokens() / length);
 }
 
 void score_nll(ScoringModel& model, const ScoredRows& rows,

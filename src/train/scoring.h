@@ -70,6 +70,8 @@ struct ScoredRows {
   // Rows first .. first + n - 1, labels -100 where nothing is scored; rows from `count` on are of
   // the same shape and are not scored. A pure function, the same on every rank.
   std::function<Batch(std::int64_t first, std::int64_t n)> make;
+  // Each in a pass of its own, whose shape and so whose rounding is the same on any data ranks.
+  bool one_by_one = false;
 };
 
 // Calls visit(row, token, nll) for each scored label, on one rank of all; `token` is the place in
@@ -91,8 +93,5 @@ void score_labels(ScoringModel& model, const ScoredRows& rows,
 
 // Each rank's numbers summed, on every rank. Collective over all ranks.
 void sum_over_ranks(ScoringModel& model, std::vector<double>& values);
-
-// Rows of a pass over rows of this length, and of one data rank.
-std::int64_t rows_per_pass(const ScoringModel& model, std::int64_t length);
 
 }  // namespace farspan

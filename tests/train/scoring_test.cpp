@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 
 #include "data/packing.h"
@@ -105,6 +106,65 @@ TEST(Scoring, LabelsScoreAsInAPassOfTheirOwn) {
     EXPECT_NEAR(sum, all.loss_sum, 1e-4);
     return 0;
   });
+}
+
+// Passes on to a model, and counts labels and the rows of each pass.
+class Counted final : public ScoringModel {
+ public:
+  Counted(ScoringModel& model, std::int64_t length) : model_(model), length_(length) {}
+  const config::RunConfig& config() const override { return model_.config(); }
+  const Mesh& mesh() const override { return model_.mesh(); }
+  Communicator& hosts() const override { return model_.hosts(); }
+  std::int64_t pass_tokens() const override { return model_.pass_tokens(); }
+  void reserve(const Pass& pass) override { model_.reserve(pass); }
+  void finish() override { model_.finish(); }
+  std::vector<float> nll(const Pass& pass) override {
+    const std::vector<std::int32_t>& labels = pass.micro.labels;
+    rows.push_back(std::ssize(labels) / length_);
+    scored += std::count_if(labels.begin(), labels.end(), [](auto l) { return l >= 0; });
+    return model_.nll(pass);
+  }
+  void logits(const Pass& pass, const TakeRowLogits& take) override { model_.logits(pass, take); }
+
+  std::vector<std::int64_t> rows;  // of each pass
+  std::int64_t scored = 0;
+
+ private:
+  ScoringModel& model_;
+  std::int64_t length_;
+};
+
+TEST(Scoring, FewRowsAreSharedOutOverDataRanks) {
+  constexpr std::int64_t kLength = 12;  // four rows are a pass
+  struct Case {
+    std::int64_t count;
+    bool one_by_one;
+    std::int64_t of_pass;
+    std::array<std::int64_t, 4> scored;  // rows, by rank
+  };
+  for (const Case& c : {Case{2, false, 1, {1, 1, 0, 0}}, Case{6, false, 2, {2, 2, 2, 0}},
+                        Case{40, false, 4, {12, 12, 8, 8}}, Case{6, true, 1, {2, 2, 1, 1}}}) {
+    const ScoredRows rows{.count = c.count,
+                          .length = kLength,
+                          .make =
+                              [&](std::int64_t first, std::int64_t n) {
+                                Batch out = empty_batch(n, kLength);
+                                std::fill(out.labels.begin(), out.labels.end(), -100);
+                                for (std::int64_t i = 0; i < n && first + i < c.count; ++i)
+                                  out.labels[static_cast<std::size_t>(i * kLength)] = 1;
+                                return out;
+                              },
+                          .one_by_one = c.one_by_one};
+    on_ranks<int>(config_of({.data = 4}), 0, [&](ScoringModel& model, Engine&) {
+      const int rank = model.hosts().rank();
+      Counted counted(model, kLength);
+      score_nll(counted, rows, [](std::int64_t, std::int64_t, double) {});
+      for (const std::int64_t n : counted.rows) EXPECT_EQ(n, c.of_pass);
+      EXPECT_EQ(counted.scored, c.scored[static_cast<std::size_t>(rank)])
+          << c.count << " rows, rank " << rank;
+      return 0;
+    });
+  }
 }
 
 TEST(Scoring, RetrievalIsTheSameOnAnyRanks) {
