@@ -1,7 +1,11 @@
 #include "app/position_report.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 #include <vector>
 
@@ -124,14 +128,52 @@ std::string name_of(PositionSampler sampler) {
 
 std::string subtitle(const PositionReport& r) {
   std::string text =
-      fmt::format("{}, documents of {} tokens", name_of(r.options.sampler), r.question.tokens);
+      fmt::format("{}{}, documents of {} tokens",
+                  r.question.stage < 0 ? "" : fmt::format("stage {}: ", r.question.stage),
+                  name_of(r.options.sampler), r.question.tokens);
   if (r.options.sampler == PositionSampler::kPose)
     text += fmt::format(", {} chunks{}", r.options.chunks,
                         r.options.target_margin ? ", target margin" : "");
   return text;
 }
 
+// What tells apart the positions of two stages.
+std::string positions_key(const RunConfig& config) {
+  return fmt::format("{} {}", config.train().sequence_length(),
+                     config.positions().SerializeAsString());
+}
+
+// "stages 0, 2, 4".
+std::string stage_names(const std::vector<int>& stages) {
+  constexpr std::size_t kMost = 8;
+  const std::size_t named = std::min(kMost, stages.size());
+  return fmt::format("stage{} {}{}", stages.size() > 1 ? "s" : "",
+                     fmt::join(stages.begin(), stages.begin() + static_cast<long>(named), ", "),
+                     stages.size() > named ? ", ..." : "");
+}
+
 }  // namespace
+
+std::string stage_positions_note(const RunConfig& base, const std::vector<StagePlan>& stages) {
+  std::map<std::string, std::size_t> known;
+  std::vector<std::vector<int>> alike;
+  for (const StagePlan& stage : stages) {
+    const auto at = known.try_emplace(positions_key(stage.config), alike.size());
+    if (at.second) alike.emplace_back();
+    alike[at.first->second].push_back(stage.index);
+  }
+  if (known.size() == 1 && known.begin()->first == positions_key(base)) return {};
+  std::string out = "stages of the curriculum show other distances; --stage N prints those of one";
+  for (const std::vector<int>& group : alike) {
+    const RunConfig& config = stages[static_cast<std::size_t>(group.front())].config;
+    const bool jumps = config.positions().sampler() != "sequential";
+    out +=
+        fmt::format("\n  {}: {}, sequences of {} tokens{}", stage_names(group),
+                    config.positions().sampler(), config.train().sequence_length(),
+                    jumps ? fmt::format(", target {}", config.positions().target_context()) : "");
+  }
+  return out;
+}
 
 PositionReport measure_positions(const PositionOptions& options, const PositionQuestion& question) {
   PositionReport report{
@@ -158,16 +200,20 @@ PositionReport measure_positions(const PositionOptions& options, const PositionQ
 }
 
 nlohmann::ordered_json position_json(const PositionReport& r) {
-  return {{"sampler", name_of(r.options.sampler)},
-          {"samples", r.question.samples},
-          {"tokens", r.question.tokens},
-          {"target_context", r.end},
-          {"histogram", r.histogram},
-          {"coverage", r.coverage},
-          {"counted_samples", r.counted},
-          {"max_position", r.max_position},
-          {"first_chunk_mean", r.first_chunk_mean},
-          {"share_of_distances_covered", r.share_of_distances}};
+  const bool draws = r.options.sampler != PositionSampler::kSequential;
+  nlohmann::ordered_json out = {{"sampler", name_of(r.options.sampler)}};
+  if (r.question.stage >= 0) out["stage"] = r.question.stage;
+  out.update({{"samples", r.question.samples},
+              {"tokens", r.question.tokens},
+              {"target_context", draws ? r.options.target_context : r.end},
+              {"histogram_end", r.end},
+              {"histogram", r.histogram},
+              {"coverage", r.coverage},
+              {"counted_samples", r.counted},
+              {"max_position", r.max_position},
+              {"first_chunk_mean", r.first_chunk_mean},
+              {"share_of_distances_covered", r.share_of_distances}});
+  return out;
 }
 
 std::string position_text(const PositionReport& r) {

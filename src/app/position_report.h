@@ -10,7 +10,9 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
+#include "config/curriculum.h"
 #include "data/positions.h"
 
 namespace farspan::app {
@@ -21,6 +23,7 @@ struct PositionQuestion {
   std::int64_t samples = 0;  // documents drawn, sample 0, 1, ...
   std::int64_t tokens = 0;   // of each
   std::uint64_t seed = 1;
+  int stage = -1;  // of the curriculum, to be named; -1: none
 };
 
 struct PositionReport {
@@ -39,6 +42,10 @@ struct PositionReport {
 
 // CHECKs what draw_positions does.
 PositionReport measure_positions(const PositionOptions& options, const PositionQuestion& question);
+
+// Where stages show other distances than `base`, the configuration outside of them: which do, in a
+// line for all that are alike, and how to ask for one. Else empty.
+std::string stage_positions_note(const RunConfig& base, const std::vector<StagePlan>& stages);
 
 // Keys samples, histogram, max_position, first_chunk_mean, share_of_distances_covered, and more.
 nlohmann::ordered_json position_json(const PositionReport& report);

@@ -227,4 +227,28 @@ TEST_F(Cli, ConfigKeys) {
   EXPECT_TRUE(has(outcome.out, "\ntrain.sequence_length ")) << outcome.out;
 }
 
+// Stages have samplers of their own: one is shown when it is asked for, else all are named.
+TEST_F(Cli, InspectPositionsOfAStage) {
+  const std::string command = "inspect positions configs/pose_small.yaml --samples 50 --json ";
+  const Outcome base = run(command);
+  EXPECT_EQ(base.code, 0) << base.err;
+  EXPECT_EQ(nlohmann::json::parse(base.out)["sampler"], "pose");
+  EXPECT_TRUE(has(base.err, "--stage N")) << base.err;
+  EXPECT_TRUE(has(base.err, "stage 0: sequential, sequences of 256 tokens\n")) << base.err;
+  EXPECT_TRUE(has(base.err, "stage 1: pose, sequences of 256 tokens, target 2048")) << base.err;
+  const Outcome first = run(command + "--stage 0");
+  EXPECT_EQ(first.code, 0) << first.err;
+  EXPECT_EQ(first.err, "");
+  EXPECT_EQ(nlohmann::json::parse(first.out)["sampler"], "sequential");
+  EXPECT_EQ(nlohmann::json::parse(first.out)["stage"], 0);
+  const Outcome second = run("inspect positions configs/pose_small.yaml --samples 50 --stage 1");
+  EXPECT_TRUE(has(second.out, "stage 1: pose")) << second.out;
+  const Outcome none = run(command + "--stage 2");
+  EXPECT_EQ(none.code, 2);
+  EXPECT_TRUE(has(none.err, "stages 0 to 1")) << none.err;
+  const Outcome fixed = run("inspect positions configs/quickstart.yaml --samples 5");
+  EXPECT_EQ(fixed.code, 0) << fixed.err;
+  EXPECT_EQ(fixed.err, "");
+}
+
 }  // namespace

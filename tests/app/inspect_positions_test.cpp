@@ -93,6 +93,22 @@ TEST(InspectPositions, Json) {
   EXPECT_NEAR(json["first_chunk_mean"].get<double>(), 512, 30);
   EXPECT_NEAR(json["coverage"][32].get<double>(), 0.143, 0.02);
   EXPECT_GT(json["share_of_distances_covered"].get<double>(), 0.99);
+  EXPECT_EQ(json["target_context"], 16384);
+  EXPECT_EQ(json["histogram_end"], 16384);
+  EXPECT_FALSE(json.contains("stage"));
+}
+
+// The margin is drawn from, and is no part of the target.
+TEST(InspectPositions, TargetMarginIsNotTheTarget) {
+  const PositionOptions pose{.sampler = PositionSampler::kPose,
+                             .original_context = 256,
+                             .target_context = 2048,
+                             .target_margin = true};
+  const auto json = position_json(measure_positions(pose, {.samples = 10, .tokens = 256}));
+  EXPECT_EQ(json["target_context"], 2048);
+  EXPECT_EQ(json["histogram_end"], 2304);
+  EXPECT_EQ(position_json(measure_positions({}, {.samples = 1, .tokens = 64}))["target_context"],
+            64);
 }
 
 // Jumps at every token: too many pairs for all samples, and the report says how many it counted.
