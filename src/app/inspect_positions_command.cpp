@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "app/number_option.h"
+#include "app/output_file.h"
 #include "app/position_report.h"
 #include "config/curriculum.h"
 #include "config/validate.h"
@@ -25,6 +26,7 @@ struct Arguments {
 };
 
 void run(const Arguments& args) {
+  if (!args.plot.empty()) check_output_file("--plot", args.plot, {".svg", ".png"});
   const LoadedConfig loaded =
       load_resolved(args.config, args.overrides, {.num_ranks = 0, .need_files = false});
   const std::vector<StagePlan> stages = plan_stages(loaded.config);

@@ -251,4 +251,20 @@ TEST_F(Cli, InspectPositionsOfAStage) {
   EXPECT_EQ(fixed.err, "");
 }
 
+// What cannot be written is refused before the samples are drawn.
+TEST_F(Cli, InspectPositionsChecksThePlotFirst) {
+  const std::string command =
+      "inspect positions configs/pose_small.yaml --samples 100000000 --stage 0 --plot ";
+  const std::string folder = (folder_ / "none").string();
+  const Outcome missing = run(command + folder + "/c.svg");
+  EXPECT_EQ(missing.code, 2);
+  EXPECT_EQ(missing.out, "");
+  EXPECT_TRUE(has(missing.err, "there is no folder " + folder)) << missing.err;
+  const Outcome kind = run(command + (folder_ / "c.pdf").string());
+  EXPECT_EQ(kind.code, 2);
+  EXPECT_TRUE(has(kind.err, ".svg, .png")) << kind.err;
+  fs::create_directory(folder_ / "d.svg");
+  EXPECT_TRUE(has(run(command + (folder_ / "d.svg").string()).err, "is a folder"));
+}
+
 }  // namespace
