@@ -80,6 +80,7 @@ class TrainingRun {
   void load(const std::optional<std::filesystem::path>& checkpoint);
   void load_origin(const std::filesystem::path& origin);
   void check_origin(const config::Model& saved, const std::filesystem::path& origin);
+  void keep_origin(const config::RunConfig& saved, const std::filesystem::path& checkpoint);
   void check_compatible(const io::Manifest& manifest, const std::filesystem::path& checkpoint);
   void open_reports();
 

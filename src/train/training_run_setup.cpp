@@ -15,6 +15,19 @@ namespace farspan {
 
 namespace fs = std::filesystem;
 
+namespace {
+
+// Whether `path` is `folder` or in it. Neither needs to be there any more.
+bool lies_in(const fs::path& path, const fs::path& folder) {
+  const auto steps = [](const fs::path& p) {
+    return (fs::absolute(p).lexically_normal() / "").parent_path();
+  };
+  const fs::path inner = steps(path), outer = steps(folder);
+  return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
+}
+
+}  // namespace
+
 void TrainingRun::prepare() {
   agree_on(world_, "configuration", to_yaml(config_));
   agree_on(world_, "version of farspan", options_.version);
@@ -196,6 +209,9 @@ void TrainingRun::check_origin(const config::Model& saved, const fs::path& origi
     if (before != now)
       differences += fmt::format("\n    model.{}: {} there, {} here", key, before, now);
   };
+  compare("vocab_size", saved.vocab_size(), model.vocab_size());
+  compare("hidden_size", saved.hidden_size(), model.hidden_size());
+  compare("intermediate_size", saved.intermediate_size(), model.intermediate_size());
   compare("num_hidden_layers", saved.num_hidden_layers(), model.num_hidden_layers());
   compare("num_attention_heads", saved.num_attention_heads(), model.num_attention_heads());
   compare("num_key_value_heads", saved.num_key_value_heads(), model.num_key_value_heads());
@@ -245,7 +261,7 @@ void TrainingRun::check_compatible(const io::Manifest& manifest, const fs::path&
     conflicts.push_back(
         "data.train: the token stores of the stages that have begun hold other text than when they "
         "did (model.from starts a new run on other text)");
-  if (conflicts.empty()) return;
+  if (conflicts.empty()) return keep_origin(saved.config, checkpoint);
   std::string what =
       "this configuration cannot continue the run: it differs in what must not change";
   for (const std::string& c : conflicts) what += "\n    " + c;
@@ -254,6 +270,23 @@ void TrainingRun::check_compatible(const io::Manifest& manifest, const fs::path&
                .where = checkpoint.string(),
                .fix = "restore these keys, choose another output_dir, or start anew with --resume "
                       "never"});
+}
+
+// A run's origin is read before its first step: one that is given later says nothing about it.
+void TrainingRun::keep_origin(const RunConfig& saved, const fs::path& checkpoint) {
+  const std::string& before = saved.model().from();
+  // Saved is the checkpoint that was read, given may be the run's folder around it.
+  const bool same = saved.model().has_from() && lies_in(before, config_.model().from());
+  if (config_.model().has_from() && !same)
+    log_.warn(
+        "model.from is read before the first step only: {} is not read, and the run goes on from "
+        "{}, which began with {}",
+        config_.model().from(), checkpoint.string(),
+        saved.model().has_from() ? "the weights of " + before : std::string("new weights"));
+  if (saved.model().has_from())
+    config_.mutable_model()->set_from(before);
+  else
+    config_.mutable_model()->clear_from();
 }
 
 void TrainingRun::open_reports() {

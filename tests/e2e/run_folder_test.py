@@ -64,13 +64,25 @@ class RunFolder(unittest.TestCase):
         self.folder.rename(self.workspace.run_folder("elsewhere"))
         train(self.workspace, "moved", f"model.from={self.folder}", "train.steps=3")
         self.assertEqual(len(metrics(moved)), 3)
+        self.assertNotIn("model.from is read", (moved / "run.log").read_text())
+        # What it began with stays said, and another origin is not read.
+        other = f"model.from={anew}"
+        train(self.workspace, "moved", other, "train.steps=4")
+        self.assertIn(f"model.from is read before the first step only: {anew} is not read",
+                      (moved / "run.log").read_text())
+        self.assertIn(f"from: {self.folder}", (moved / "config.resolved.yaml").read_text())
+        train(self.workspace, "anew", other, "train.steps=3")
+        self.assertIn("began with new weights", (anew / "run.log").read_text())
 
     def test_weights_that_a_run_cannot_start_with(self):
         train(self.workspace, "run", "train.steps=3")
         for path, overrides, code, words in [
                 (self.folder / "none", [], 2, "there is no such run"),
                 (self.workspace.path, [], 2, "holds no run"),
-                (self.folder, ["model.hidden_size=64", "model.head_dim=8"], 3, "has shape"),
+                (self.folder, ["model.hidden_size=64", "model.head_dim=8"], 2,
+                 "model.hidden_size: 32 there, 64 here"),
+                (self.folder, ["model.vocab_size=300"], 2, "model.vocab_size: 260 there, 300 here"),
+                (self.folder, ["model.intermediate_size=96"], 2, "model.intermediate_size: 64 there"),
                 (self.folder, ["model.num_hidden_layers=1"], 2, "model.num_hidden_layers: 2 there"),
                 (self.folder, ["model.num_attention_heads=8", "model.num_key_value_heads=4",
                                "model.head_dim=4"], 2, "model.head_dim: 8 there")]:
