@@ -2,9 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "app/number_option.h"
 #include "config/quantity.h"
 #include "data/loader.h"
+#include "train/cached_model.h"
 
 namespace farspan::app {
 
@@ -58,6 +61,13 @@ LongAttentionOptions long_attention_options(const ModelArguments& args,
   out.context = args.attention_context.empty()
                     ? model.trained_context()
                     : token_count("--attention-context", args.attention_context, 2);
+  const std::int64_t known =
+      std::max(model.trained_context(), model.config().model().rope().scaling().target_context());
+  if (out.context > known && !args.quiet && model.world().rank() == 0)
+    fmt::print(stderr,
+               "note: --attention-context {} is more than the {} tokens that the model knows: "
+               "distances beyond those are new to it\n",
+               out.context, known);
   return out;
 }
 
@@ -82,11 +92,18 @@ std::string beyond_training_note(const InferenceModel& model, std::int64_t token
   const bool stretched = shape.rope().scaling().target_context() >= tokens;
   const bool extends = shape.position() == "alibi" || shape.position() == "xpos";
   if (tokens <= trained || attention != LongAttentionKind::kNone || stretched || extends) return {};
+  const bool rotates = shape.position() == "rope";
+  const std::string further =
+      !rotates
+          ? fmt::format("and with model.position: {} only training goes further", shape.position())
+      : takes_long_attention(shape)
+          ? "--attention lm_infinite or dca, or model.rope.scaling (docs/positions.md), go further"
+          : "model.rope.scaling (docs/positions.md) goes further";
   return fmt::format(
-      "the text reaches {} tokens, and the model was trained for {}: positions beyond that are new "
-      "to it; --attention lm_infinite or dca, or model.rope.scaling (docs/positions.md), go "
-      "further",
-      tokens, trained);
+      "the text reaches {} tokens, and the model was trained for {}: what lies beyond that is new "
+      "to "
+      "it; {}",
+      tokens, trained, further);
 }
 
 EvaluationReader open_text(const InferenceModel& model, const std::string& data,

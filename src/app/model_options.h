@@ -35,7 +35,8 @@ void add_model_options(CLI::App& cmd, ModelArguments& args);
 InferenceOptions inference_options(const ModelArguments& args, const RankEnvironment& rank,
                                    std::vector<std::string> smaller);
 
-// What --attention asks for. Throws Error(kUsage).
+// What --attention asks for. Rank 0 notes a context that is longer than the model knows. Throws
+// Error(kUsage).
 LongAttentionOptions long_attention_options(const ModelArguments& args,
                                             const InferenceModel& model);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "train/engine.h"
 
@@ -51,6 +52,37 @@ std::vector<IndexRange> rows_where(const std::vector<std::int32_t>& order, Kept 
   return rows;
 }
 
+struct Refusal {
+  std::string what, fix;
+};
+
+// What of a model lm_infinite and dca cannot be used with.
+std::optional<Refusal> long_attention_refusal(const config::Model& model) {
+  if (model.position() != "rope")
+    return Refusal{
+        fmt::format("lm_infinite and dca replace rotary distances, and model.position is {}",
+                    model.position()),
+        "use them with a model of position: rope"};
+  const std::string& scaling = model.rope().scaling().type();
+  if (scaling == "dynamic" || scaling == "longrope")
+    return Refusal{
+        fmt::format("lm_infinite and dca keep distances as they were trained, and "
+                    "model.rope.scaling.type {} stretches them in long texts",
+                    scaling),
+        "use one of the two: add model.rope.scaling.type=none, or leave --attention out"};
+  const LayerPatterns patterns = layer_patterns(model);
+  const auto masked =
+      std::find_if(patterns.patterns.begin(), patterns.patterns.end(),
+                   [](const AttentionPattern& p) { return p != AttentionPattern{}; });
+  if (masked != patterns.patterns.end())
+    return Refusal{
+        fmt::format("lm_infinite and dca have masks of their own, and the model has {}",
+                    masked->description()),
+        fmt::format("use them with a model of full attention, or set model.sliding_window=0{}",
+                    model.layer_types().empty() ? "" : " and model.layer_types=null")};
+  return std::nullopt;
+}
+
 }  // namespace
 
 void check_long_attention(const config::RunConfig& config, const LongAttentionOptions& options,
@@ -66,30 +98,16 @@ void check_long_attention(const config::RunConfig& config, const LongAttentionOp
            fmt::format("run on one rank; the ranks of farspan eval can have documents of their "
                        "own: parallel.data={}",
                        context_ranks));
-  if (model.position() != "rope")
-    refuse(fmt::format("lm_infinite and dca replace rotary distances, and model.position is {}",
-                       model.position()),
-           "use them with a model of position: rope");
-  const std::string& scaling = model.rope().scaling().type();
-  if (scaling == "dynamic" || scaling == "longrope")
-    refuse(fmt::format("lm_infinite and dca keep distances as they were trained, and "
-                       "model.rope.scaling.type {} stretches them in long texts",
-                       scaling),
-           "use one of the two: add model.rope.scaling.type=none, or leave --attention out");
-  const LayerPatterns patterns = layer_patterns(model);
-  const auto masked =
-      std::find_if(patterns.patterns.begin(), patterns.patterns.end(),
-                   [](const AttentionPattern& p) { return p != AttentionPattern{}; });
-  if (masked != patterns.patterns.end())
-    refuse(fmt::format("lm_infinite and dca have masks of their own, and the model has {}",
-                       masked->description()),
-           fmt::format("use them with a model of full attention, or set model.sliding_window=0{}",
-                       model.layer_types().empty() ? "" : " and model.layer_types=null"));
+  if (const auto refusal = long_attention_refusal(model)) refuse(refusal->what, refusal->fix);
   if (options.context < 2 || options.chunk_tokens() < 1 ||
       options.chunk_tokens() >= options.context)
     refuse(fmt::format("a context of {} tokens has no chunks of {}", options.context,
                        options.chunk_tokens()),
            "chunks must be shorter than the context that the model was trained with");
+}
+
+bool takes_long_attention(const config::Model& model) {
+  return !long_attention_refusal(model).has_value();
 }
 
 ModelOnRank on_rank(ForwardEngine& engine) {

@@ -47,6 +47,8 @@ struct CachedModelOptions {
 // that are not rope, a mask of the model's own. `config`: resolved.
 void check_long_attention(const config::RunConfig& config, const LongAttentionOptions& options,
                           int context_ranks);
+// Whether lm_infinite and dca can replace the attention of this model, on one rank.
+bool takes_long_attention(const config::Model& model);
 
 class CachedModel {
  public:

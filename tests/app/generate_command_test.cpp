@@ -89,6 +89,48 @@ TEST_F(GenerateCommand, SaysWhenATextIsLongerThanTheTraining) {
   }
 }
 
+// Only what the model takes is advised.
+TEST_F(GenerateCommand, AdviceBeyondTheTrainingGoesWithTheModel) {
+  const std::string arguments = "--prompt x --max-new-tokens 60 ";
+  EXPECT_NE(run(arguments).err.find("lm_infinite or dca, or model.rope.scaling"),
+            std::string::npos);
+  const auto other = [&](const auto& change) {
+    config::RunConfig config = testing::saved_config();
+    config.mutable_model()->set_vocab_size(260);
+    change(*config.mutable_model());
+    const testing::TemporaryFolder folder;
+    testing::save_run(folder.path(), config);
+    const Outcome outcome = run(arguments, folder.path().string());
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_NE(outcome.err.find("trained for 48"), std::string::npos) << outcome.err;
+    return outcome.err;
+  };
+  for (const char* position : {"none", "sinusoidal"}) {
+    const std::string notes = other([&](config::Model& m) { m.set_position(position); });
+    EXPECT_EQ(notes.find("--attention"), std::string::npos) << notes;
+    EXPECT_EQ(notes.find("scaling"), std::string::npos) << notes;
+    EXPECT_NE(notes.find("only training goes further"), std::string::npos) << notes;
+  }
+  const std::string slides = other([](config::Model& m) { m.set_sliding_window(16); });
+  EXPECT_EQ(slides.find("--attention"), std::string::npos) << slides;
+  EXPECT_NE(slides.find("model.rope.scaling"), std::string::npos) << slides;
+}
+
+TEST_F(GenerateCommand, NotesAnAttentionContextBeyondTheTraining) {
+  for (const char* attention : {"dca", "lm_infinite"}) {
+    const std::string arguments =
+        fmt::format("--prompt x --max-new-tokens 5 --attention {} --attention-context ", attention);
+    const Outcome far = run(arguments + "64");
+    EXPECT_EQ(far.code, 0) << far.err;
+    EXPECT_NE(far.err.find("--attention-context 64 is more than the 48"), std::string::npos)
+        << far.err;
+    EXPECT_EQ(run(arguments + "64 --quiet").err, "");
+    for (const char* known :
+         {"48", "64 model.rope.scaling='{type: ntk, original_context: 48, factor: 2}'"})
+      EXPECT_EQ(run(arguments + known).err.find("--attention-context"), std::string::npos) << known;
+  }
+}
+
 TEST_F(GenerateCommand, WhatDoesNotFitNamesWhatCanChange) {
   const std::string much = "--prompt x --max-new-tokens 64k device_memory=4MB --quiet ";
   const Outcome one = run(much), two = run(much + "--local-ranks 2"),
