@@ -146,11 +146,17 @@ std::vector<Issue> validate_stages(const LoadedConfig& loaded, const ValidateOpt
   std::vector<Issue> out = rules.take();
   const int count = loaded.config.curriculum().stages_size();
   if (count == 0) return out;  // without the stages' lengths the rest is about the defaults
+  // The curriculum's rules say how stages and train.steps go together, with the stages as a cause.
+  const bool budget_said = std::any_of(
+      out.begin(), out.end(), [](const Issue& issue) { return issue.key == "train.steps"; });
   std::vector<StageIssues> stages;
   std::map<std::string, int> times;  // an issue is said so often
   bool batch_fits = true;
   for (int i = 0; i < count; ++i) {
     stages.push_back(check_stage(loaded, options, i));
+    if (budget_said)
+      std::erase_if(stages.back().issues,
+                    [](const Issue& issue) { return issue.key == "train.steps" && !issue.note; });
     batch_fits &= std::erase_if(stages.back().issues, [](const Issue& issue) {
                     return issue.key == "train.batch_tokens";
                   }) == 0;
