@@ -238,7 +238,7 @@ class Resolver {
     if (curriculum.type() != "window" || steps < 1) return;
     const bool given = curriculum.has_window_steps();
     const double share = given ? curriculum.window_steps() : 0.6;
-    if (share >= 1) return;
+    if (share >= 1 || share == 0) return;
     curriculum.set_window_steps(std::max(1.0, std::round(share * steps)));
     implied("curriculum.window_steps", "{:g}% of {} steps", share * 100, steps);
   }

@@ -101,6 +101,9 @@ void CurriculumRules::check_window() {
                            "never meet",
                            config_.positions().sampler()),
                "use positions.sampler: sequential, or another curriculum", {"positions.sampler"});
+  if (curriculum_.has_window_steps() && curriculum_.window_steps() == 0)
+    rules_.add(key("window_steps"), "0 steps leave the window nothing to grow in",
+               "give steps, or a share such as 60%, or use type: fixed", {key("type")});
   if (steps > 0 && curriculum_.window_steps() > static_cast<double>(steps))
     rules_
         .add(key("window_steps"),

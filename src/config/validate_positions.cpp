@@ -1,6 +1,8 @@
 // Samplers of positions: what each needs, and what makes them meaningless.
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "config/layer_types.h"
 #include "config/rules.h"
 
@@ -83,6 +85,18 @@ void PositionRules::check_lengths() {
         fmt::format("use sequence_length: {}, or raise original_context", original),
         {"positions.original_context"});
   const config::RopeScaling& scaling = config_.model().rope().scaling();
+  const double ratio = static_cast<double>(target) / static_cast<double>(original);
+  // Types that need no original_context reach as far as their factor says.
+  if (positions_.has_target_context() && target >= original && original > 0 &&
+      scaling.type() != "none" && scaling.has_factor() && !scaling.has_target_context() &&
+      std::abs(scaling.factor() - ratio) * static_cast<double>(original) >= 1)
+    rules_
+        .add("positions.target_context",
+             fmt::format("{} is {:g} x original_context, and model.rope.scaling.factor is {:g}",
+                         target, ratio, scaling.factor()),
+             "let the two agree, unless that is meant",
+             {"positions.original_context", "model.rope.scaling.factor"})
+        .note = true;
   if (positions_.has_target_context() && scaling.has_target_context() &&
       scaling.target_context() != target)
     rules_

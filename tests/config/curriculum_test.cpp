@@ -120,6 +120,28 @@ TEST(Curriculum, CyclesShareEqually) {
   EXPECT_EQ(distinct_stages(stages).of_stage[5], 2U);
 }
 
+// One mistake, one error: the misspelt budget, not also that a budget is missing.
+TEST(Curriculum, MisspeltBudgetOfAStage) {
+  const std::string typo =
+      errors(check({"curriculum={type: growlength, stages: [{sequence_length: 512, stpes: 4}, "
+                    "{sequence_length: 1k, steps: 4}]}"}));
+  EXPECT_NE(typo.find("stages[0].stpes: unknown key"), std::string::npos) << typo;
+  EXPECT_EQ(typo.find("train.steps"), std::string::npos) << typo;
+  const std::string missing = errors(check(
+      {"curriculum={type: growlength, stages: [{sequence_length: 512}, {sequence_length: 1k}]}"}));
+  EXPECT_NE(missing.find("train.steps: is missing"), std::string::npos) << missing;
+  EXPECT_EQ(missing.find("train.steps: is missing"), missing.rfind("train.steps: is missing"));
+}
+
+TEST(Curriculum, WindowNeedsSteps) {
+  const auto with = [](const char* steps) {
+    return errors(check({"train.steps=1000", "train.sequence_length=2k",
+                         fmt::format("curriculum={{type: window, window_steps: {}}}", steps)}));
+  };
+  EXPECT_NE(with("0").find("curriculum.window_steps: 0 steps"), std::string::npos) << with("0");
+  EXPECT_EQ(with("1"), "");
+}
+
 TEST(Curriculum, WindowGrowsToTheLength) {
   for (const char* growth : {"linear", "sine", "exponential"}) {
     const auto stages = plan({"train.steps=1000", "train.sequence_length=2k",

@@ -58,6 +58,17 @@ TEST(PositionRules, LengthsThatDoNotGoTogether) {
       HasSubstr("differs from model.rope.scaling.target_context 8192"));
 }
 
+// The factor alone says as much as contexts do.
+TEST(PositionRules, TargetsThatTheFactorDoesNotReach) {
+  const auto notes = [](const std::string& scaling) {
+    return issues(check({kPose, "model.rope.scaling=" + scaling}), true);
+  };
+  EXPECT_THAT(notes("{type: linear, factor: 4}"),
+              HasSubstr("16384 is 8 x original_context, and model.rope.scaling.factor is 4"));
+  EXPECT_EQ(notes("{type: linear, factor: 8}"), "");
+  EXPECT_EQ(notes("{type: linear, original_context: 2k, factor: 8}"), "");
+}
+
 TEST(PositionRules, ModelsThatMakeASamplerMeaningless) {
   EXPECT_THAT(errors({kPose, "model.position=none"}), HasSubstr("reads none"));
   EXPECT_THAT(
