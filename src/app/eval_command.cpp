@@ -11,6 +11,7 @@
 #include "app/eval_report.h"
 #include "app/model_options.h"
 #include "app/number_option.h"
+#include "app/output_file.h"
 #include "comm/agree.h"
 #include "train/generate.h"
 #include "train/long_scoring.h"
@@ -248,14 +249,14 @@ std::string command_line(const Session& session) {
 template <typename Args, typename Body>
 void start(Session& session, Args& args, Body body) {
   args.command = command_line(session);
-  try {  // what is known to every process of an MPI job: one of them says so
-    check_out(args.out);
-    lengths_of(args);
-  } catch (const Error& error) {
-    throw SharedError(error, 0, is_first_process());
-  }
-  run_ranks(session, args.model.local_ranks,
-            [&](Communicator& world, const RankEnvironment& rank) { body(args, world, rank); });
+  run_ranks(
+      session, args.model.local_ranks,
+      [&] {
+        if (!args.out.empty())
+          check_output_file("--out", args.out, {".json", ".csv", ".svg", ".png"});
+        lengths_of(args);
+      },
+      [&](Communicator& world, const RankEnvironment& rank) { body(args, world, rank); });
 }
 
 void add_common(CLI::App& cmd, CommonArguments& args) {
@@ -318,7 +319,7 @@ void add_text(CLI::App& eval, Session& session, bool long_ppl) {
                   "tokens between windows, of which only those are scored (default: the length, "
                   "disjoint windows)");
   cmd->add_option("--tokens", args->tokens,
-                  "most tokens scored (default: evaluation.tokens of the run)");
+                  "tokens to score, in whole windows (default: evaluation.tokens of the run)");
   if (long_ppl) {
     cmd->add_option("--short", args->short_length, "tokens of the short context")
         ->capture_default_str();

@@ -1,6 +1,5 @@
 #include "app/eval_report.h"
 
-#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -74,25 +73,6 @@ HeatMap heat_map(const RetrievalReport& report, std::string title) {
 }
 
 }  // namespace
-
-void check_out(const std::string& path) {
-  if (path.empty()) return;
-  const auto known = {".json", ".csv", ".svg", ".png"};
-  if (std::none_of(known.begin(), known.end(), [&](const char* s) { return path.ends_with(s); }))
-    throw Error(ExitCode::kUsage, {.what = fmt::format("--out {} has no known suffix", path),
-                                   .where = "--out",
-                                   .fix = "name a file .json, .csv, .svg or .png"});
-  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
-  if (!std::filesystem::is_directory(folder))
-    throw Error(ExitCode::kUsage,
-                {.what = fmt::format("the folder {} of the report does not exist", folder.string()),
-                 .where = "--out",
-                 .fix = "make the folder, or name another"});
-  if (std::filesystem::is_directory(path))
-    throw Error(
-        ExitCode::kUsage,
-        {.what = fmt::format("{} is a folder", path), .where = "--out", .fix = "name a file"});
-}
 
 void write_text(const std::string& path, const std::string& text) {
   const std::filesystem::path partial = path + ".partial";

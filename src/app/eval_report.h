@@ -59,8 +59,6 @@ void draw(const RetrievalReport& report, const std::string& path);
 void draw(const PerplexityReport& report, const std::string& path);
 void draw(const LongPplReport& report, const std::string& path);
 
-// Refuses an --out that is none of .json, .csv, .svg and .png, before the work.
-void check_out(const std::string& path);
 void write_text(const std::string& path, const std::string& text);
 
 template <typename Report>

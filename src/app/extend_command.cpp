@@ -15,6 +15,7 @@
 #include "app/command.h"
 #include "app/model_options.h"
 #include "app/number_option.h"
+#include "app/output_file.h"
 #include "comm/agree.h"
 #include "io/checkpoint.h"
 #include "io/content_hash.h"
@@ -49,16 +50,8 @@ void check(const SearchArguments& args) {
   token_count("--target-context", args.target, 2);
   if (!args.original.empty()) token_count("--original-context", args.original, 2);
   if (!args.scored.empty()) token_count("--tokens", args.scored);
-  if (!args.out.ends_with(".yaml") && !args.out.ends_with(".yml"))
-    refuse("--out", fmt::format("{} is no YAML file", args.out), "name a file .yaml");
-  std::error_code error;
-  for (const std::string& file : {args.out, progress_path(args.out)})
-    if (std::filesystem::is_directory(file, error))
-      refuse("--out", file + " is a folder", "name a file in it, or another");
-  const std::filesystem::path folder = std::filesystem::path(args.out).parent_path();
-  if (!folder.empty() && !std::filesystem::is_directory(folder, error))
-    refuse("--out", fmt::format("there is no folder {}", folder.string()),
-           "make it, or name a file in another");
+  check_output_file("--out", args.out, {".yaml", ".yml"});
+  check_output_file("--out", progress_path(args.out));
   if (args.model.attention != "model" || !args.model.attention_context.empty())
     refuse("--attention", "keeps to distances that the model knows: no factors are read beyond",
            "leave it out");
@@ -354,15 +347,11 @@ void add_extend_command(CLI::App& app, Session& session) {
   cmd->add_flag("--json", args->json, "print one JSON object instead of a table");
   cmd->footer("docs/positions.md says what is searched and how to use what is found.");
   cmd->callback([args, &session] {
-    try {
-      check(*args);
-    } catch (const Error& error) {  // known to every process of an MPI job: one of them says so
-      throw SharedError(error, 0, is_first_process());
-    }
-    run_ranks(session, args->model.local_ranks,
-              [&](Communicator& world, const RankEnvironment& rank) {
-                search_on_rank(*args, world, rank);
-              });
+    run_ranks(
+        session, args->model.local_ranks, [&] { check(*args); },
+        [&](Communicator& world, const RankEnvironment& rank) {
+          search_on_rank(*args, world, rank);
+        });
   });
 }
 

@@ -241,15 +241,11 @@ void add_generate_command(CLI::App& app, Session& session) {
                   "one rank: most tokens of the prompt in one pass, bounds memory (default 2k)");
   cmd->add_flag("--json", args->json, "print one JSON object instead of the text");
   cmd->callback([args, &session] {
-    try {
-      check(*args);
-    } catch (const Error& error) {  // known to every process of an MPI job: one of them says so
-      throw SharedError(error, 0, is_first_process());
-    }
-    run_ranks(session, args->model.local_ranks,
-              [&](Communicator& world, const RankEnvironment& rank) {
-                generate_on_rank(*args, world, rank);
-              });
+    run_ranks(
+        session, args->model.local_ranks, [&] { check(*args); },
+        [&](Communicator& world, const RankEnvironment& rank) {
+          generate_on_rank(*args, world, rank);
+        });
   });
 }
 

@@ -151,4 +151,14 @@ void run_ranks(Session& session, int local_ranks, const Body& body) {
   body(*world, {.host_id = host_id(), .threads_per_rank = share_of(own_cores(), 1)});
 }
 
+void run_ranks(Session& session, int local_ranks, const std::function<void()>& check,
+               const Body& body) {
+  try {
+    check();
+  } catch (const Error& error) {
+    throw SharedError(error, 0, is_first_process());
+  }
+  run_ranks(session, local_ranks, body);
+}
+
 }  // namespace farspan::app

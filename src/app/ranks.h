@@ -23,4 +23,9 @@ struct RankEnvironment {
 void run_ranks(Session& session, int local_ranks,
                const std::function<void(Communicator& world, const RankEnvironment&)>& body);
 
+// The same after `check`, which looks at what every process of an MPI job knows: the first says
+// what is wrong.
+void run_ranks(Session& session, int local_ranks, const std::function<void()>& check,
+               const std::function<void(Communicator& world, const RankEnvironment&)>& body);
+
 }  // namespace farspan::app

@@ -119,7 +119,7 @@ class Eval(unittest.TestCase):
     def test_what_cannot_be(self):
         for words, text in ((["passkey", "--lengths", "60"], "at least 80"),
                             (["passkey", "--lengths", "96", "--out", "a.pdf"], ".svg"),
-                            (["passkey", "--lengths", "96", "--out", "none/a.svg"], "does not exist"),
+                            (["passkey", "--lengths", "96", "--out", "none/a.svg"], "no folder none"),
                             (["perplexity", "--lengths", "64", "--stride", "128"], "--stride"),
                             (["ruler", "--lengths", "1k", "--tasks", "needle"], "multikey")):
             self.assertIn(text, self.eval(*words, expect=2).stderr)
