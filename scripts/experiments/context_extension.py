@@ -139,7 +139,7 @@ def main():
     plan = {"quick": options.quick, "seeds": [1, 2, 3], "key_steps": 500, "base_steps": 200, "arm_steps": 1000,
             "lengths": [256, 512, 1024, 2048], "depths": 5, "samples": 12, "text_tokens": 65536}
     if options.quick:
-        plan |= {"seeds": [1], "key_steps": 400, "base_steps": 60, "arm_steps": 200, "samples": 8, "text_tokens": 16384}
+        plan |= {"seeds": [1], "key_steps": 400, "base_steps": 60, "arm_steps": 600, "samples": 8, "text_tokens": 16384}
     name = "context_extension" + ("_quick" if options.quick else "")
     folder = Path(options.folder or ROOT / "runs" / "experiments" / name)
     lab = Lab(folder)
