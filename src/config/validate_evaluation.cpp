@@ -61,8 +61,7 @@ class EvaluationRules {
 
   void check_table(const char* key, std::int64_t length) {
     const config::Model& model = config_.model();
-    const bool has_table = model.position() == "learned" || model.position() == "sinusoidal";
-    if (!has_table || !model.has_max_position_embeddings() ||
+    if (model.position() != "learned" || !model.has_max_position_embeddings() ||
         length <= model.max_position_embeddings())
       return;
     rules_.add(key,
